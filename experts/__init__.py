@@ -1,0 +1,1 @@
+"""Expert cards, their registry, and what runs engines and checks remote URLs."""

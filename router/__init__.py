@@ -1,0 +1,1 @@
+"""Prompt -> posterior over domains -> decision which expert to ask. Pure: no network, no Ray."""
