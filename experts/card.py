@@ -143,9 +143,9 @@ class Limits(_Strict):
 class Card(_Strict):
     """The declaration of an expert.
 
-    `domains` declares skill: domain -> probability of a right answer, until evaluations measure it. `admitted` lists the
-    domains the operator vouches for; elsewhere an expert waits until it beat the generalist. `default_skill` stands for
-    domains not listed (0.5 for a generalist, 0.4 for others).
+    `domains` declares skill: domain -> probability of a right answer, until evaluations measure it. `admitted` lists
+    the domains the operator vouches for; elsewhere an expert waits until it beat the generalist. `default_skill` stands
+    for domains not listed (0.5 for a generalist, 0.4 for others).
     """
 
     name: Name

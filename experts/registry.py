@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -164,8 +164,8 @@ class Registry:
             self._engine = create_engine(url, pool_pre_ping=True)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise RegistryError(
-                "the registry URL cannot be used; accepted: sqlite:////absolute/path.db or postgresql://user@host/database "
-                f"({type(error).__name__})"
+                "the registry URL cannot be used; accepted: sqlite:////absolute/path.db or "
+                f"postgresql://user@host/database ({type(error).__name__})"
             ) from error
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _configure_sqlite)
@@ -229,7 +229,8 @@ class Registry:
                 raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
             if expected_generation not in (None, before.generation):
                 raise ConflictError(
-                    f"expert {card.name!r} is at generation {before.generation}, not {expected_generation}; read it again"
+                    f"expert {card.name!r} is at generation {before.generation}, "
+                    f"not {expected_generation}; read it again"
                 )
             connection.execute(
                 update(_EXPERTS)
@@ -406,7 +407,7 @@ def _row(connection: Connection, name: str) -> RowMapping:
     return row
 
 
-def _expert(row: Mapping[str, Any]) -> ExpertRecord:
+def _expert(row: RowMapping) -> ExpertRecord:
     card = row["card"] if isinstance(row["card"], dict) else json.loads(row["card"])
     return ExpertRecord(
         card=parse_card(card),
@@ -419,7 +420,7 @@ def _expert(row: Mapping[str, Any]) -> ExpertRecord:
     )
 
 
-def _key(row: Mapping[str, Any]) -> KeyRecord:
+def _key(row: RowMapping) -> KeyRecord:
     return KeyRecord(row["name"], row["digest"], None if row["experts"] is None else frozenset(row["experts"]))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 class StateFolder:
     """Paths and secrets under one folder of mode 0700.
 
-    The environment overrides a secret, so that several machines can share it: COLLEGIUM_INTERNAL_KEY, COLLEGIUM_ADMIN_KEY.
+    COLLEGIUM_INTERNAL_KEY and COLLEGIUM_ADMIN_KEY override what is kept here, so that several machines can share them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,5 +60,5 @@ class StateFolder:
 
 
 def engine_key(internal_key: str, engine: str) -> str:
-    """The API key of one engine: an own one each, derived, so that a restart and every edge know it without storing it."""
+    """The API key of one engine, derived so that a restart and every edge know it without storing it."""
     return hmac.new(internal_key.encode(), f"engine:{engine}".encode(), hashlib.sha256).hexdigest()
