@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -204,17 +204,26 @@ class Registry:
         """
         try:
             with self._write() as connection:
-                connection.execute(
-                    insert(_EXPERTS).values(
-                        name=card.name, card=card.model_dump(mode="json"), generation=1, removed=False,
-                        state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
-                    )
-                )  # fmt: skip
-                return _expert(_row(connection, card.name))
+                return _insert(connection, card)
         except IntegrityError as error:
             raise ConflictError(
                 f"an expert named {card.name!r} is registered already; replace it or choose another name"
             ) from error
+
+    def seed(self, cards: Iterable[Card]) -> None:
+        """Add the cards that are missing and replace those that differ: all of them or, on an error, none.
+
+        Raises:
+            ConflictError: one of them is being removed.
+        """
+        with self._write() as connection:
+            rows = connection.execute(select(_EXPERTS)).mappings().all()
+            present = {record.name: record for record in map(_expert, rows)}
+            for card in cards:
+                if card.name not in present:
+                    _insert(connection, card)
+                elif present[card.name].card != card:
+                    _replace(connection, card, None)
 
     def replace(self, card: Card, expected_generation: int | None = None) -> ExpertRecord:
         """Change an expert's card. What runs goes on serving until the new engine is ready.
@@ -224,20 +233,7 @@ class Registry:
             ConflictError: it is being removed, or changed since `expected_generation` was read.
         """
         with self._write() as connection:
-            before = _expert(_row(connection, card.name))
-            if before.removed:
-                raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
-            if expected_generation not in (None, before.generation):
-                raise ConflictError(
-                    f"expert {card.name!r} is at generation {before.generation}, "
-                    f"not {expected_generation}; read it again"
-                )
-            connection.execute(
-                update(_EXPERTS)
-                .where(_EXPERTS.c.name == card.name)
-                .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
-            )
-            return _expert(_row(connection, card.name))
+            return _replace(connection, card, expected_generation)
 
     def remove(self, name: str) -> ExpertRecord:
         """Ask for an expert's removal: no new request at once, running ones finish, then the record goes.
@@ -418,6 +414,32 @@ def _expert(row: RowMapping) -> ExpertRecord:
         base_url=row["base_url"],
         updated=row["updated"],
     )
+
+
+def _insert(connection: Connection, card: Card) -> ExpertRecord:
+    connection.execute(
+        insert(_EXPERTS).values(
+            name=card.name, card=card.model_dump(mode="json"), generation=1, removed=False,
+            state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
+        )
+    )  # fmt: skip
+    return _expert(_row(connection, card.name))
+
+
+def _replace(connection: Connection, card: Card, expected_generation: int | None) -> ExpertRecord:
+    before = _expert(_row(connection, card.name))
+    if before.removed:
+        raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
+    if expected_generation not in (None, before.generation):
+        raise ConflictError(
+            f"expert {card.name!r} is at generation {before.generation}, not {expected_generation}; read it again"
+        )
+    connection.execute(
+        update(_EXPERTS)
+        .where(_EXPERTS.c.name == card.name)
+        .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
+    )
+    return _expert(_row(connection, card.name))
 
 
 def _key(row: RowMapping) -> KeyRecord:

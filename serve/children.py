@@ -1,0 +1,87 @@
+"""A child process that is kept alive: started, logged to a file, restarted with back-off, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+LOG_LIMIT = 10 * 1024 * 1024  # bytes; an older log is kept once, as *.1
+STEADY = 30.0  # seconds after which a child counts as well and its back-off starts anew
+
+
+class Child:
+    """Runs `command` until `stop()`; a child that dies is started again after 0.1 s, doubling up to 10 s."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        report: Callable[[str], None],
+        inherited: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self._command = list(command)
+        self._log = log
+        self._environment = dict(environment)
+        self._report = report
+        self._inherited = tuple(inherited)
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def run(self) -> None:
+        """Keep the child alive until `stop()`."""
+        wait = 0.1
+        while not self._stopping:
+            started = time.monotonic()
+            code = await self._run_once()
+            if self._stopping:
+                return
+            wait = 0.1 if time.monotonic() - started > STEADY else min(wait * 2, 10.0)
+            self._report(f"{self.name} ended with code {code}; starting it again in {wait:.1f} s (see {self._log})")
+            await asyncio.sleep(wait)
+
+    async def _run_once(self) -> int:
+        _rotate(self._log)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                pass_fds=self._inherited,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends its children in order
+            )
+        return await self._process.wait()
+
+    async def stop(self, patience: float) -> None:
+        """SIGTERM, and SIGKILL after `patience` seconds."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), patience)
+        except TimeoutError:
+            self._report(f"{self.name} did not end within {patience:g} s; killing it")
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > LOG_LIMIT:
+        log.replace(log.with_name(f"{log.name}.1"))
