@@ -7,142 +7,34 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Boolean,
-    Column,
-    Float,
-    ForeignKey,
-    Integer,
-    MetaData,
-    PrimaryKeyConstraint,
-    String,
-    Table,
-    Text,
-    create_engine,
-    delete,
-    event,
-    insert,
-    select,
-    update,
-)  # fmt: skip
+from sqlalchemy import create_engine, delete, event, insert, select, update
 from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from .card import Card, parse_card
+from .records import (
+    ConflictError,
+    ExpertRecord,
+    KeyRecord,
+    RegistryError,
+    SkillRecord,
+    State,
+    UnknownExpertError,
+)
+from .schema import EXPERTS, KEYS, META, METADATA, ROUTERS, SCHEMA_VERSION, SKILLS, configure_sqlite
 
-SCHEMA_VERSION = 1
-_METADATA = MetaData()
-
-_META = Table(
-    "meta", _METADATA,
-    Column("key", String(50), primary_key=True),
-    Column("value", Integer, nullable=False),
-)  # fmt: skip
-_EXPERTS = Table(
-    "experts", _METADATA,
-    Column("name", String(63), primary_key=True),
-    Column("card", JSON, nullable=False),
-    Column("generation", Integer, nullable=False),
-    Column("removed", Boolean, nullable=False),
-    Column("state", String(20), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("base_url", Text),
-    Column("updated", Float, nullable=False),
-)  # fmt: skip
-_SKILLS = Table(
-    "skills", _METADATA,
-    Column("expert", String(63), ForeignKey("experts.name", ondelete="CASCADE")),
-    Column("domain", String(100)),
-    Column("right", Integer, nullable=False),
-    Column("total", Integer, nullable=False),
-    Column("admitted", Boolean, nullable=False),
-    PrimaryKeyConstraint("expert", "domain"),
-)  # fmt: skip
-_KEYS = Table(
-    "api_keys", _METADATA,
-    Column("name", String(100), primary_key=True),
-    Column("digest", String(64), nullable=False, unique=True),
-    Column("experts", JSON),
-)  # fmt: skip
-_ROUTERS = Table(
-    "routers", _METADATA,
-    Column("position", Integer, primary_key=True, autoincrement=True),
-    Column("version", String(200), nullable=False),
-    Column("path", Text, nullable=False),
-    Column("promoted", Float, nullable=False),
-)  # fmt: skip
-
-
-class RegistryError(RuntimeError):
-    """The registry cannot be reached, or holds something this version cannot read."""
-
-
-class ConflictError(RegistryError):
-    """The name is taken, or the record changed since it was read."""
-
-
-class UnknownExpertError(RegistryError):
-    """No expert has that name."""
-
-
-class State(StrEnum):
-    """An expert's life: registered -> starting -> ready -> draining; failed with a reason at any point."""
-
-    REGISTERED = "registered"
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertRecord:
-    """One expert: the desired card and the observed state.
-
-    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it.
-    `removed` means that it shall go; it takes no new request.
-    """
-
-    card: Card
-    generation: int
-    removed: bool
-    state: State
-    reason: str
-    base_url: str | None
-    updated: float
-
-    @property
-    def name(self) -> str:
-        return self.card.name
-
-    @property
-    def routable(self) -> bool:
-        return self.base_url is not None and not self.removed
-
-
-@dataclass(frozen=True, slots=True)
-class SkillRecord:
-    """What evaluations measured: `right` of `total` prompts of `domain`, and whether the gate admitted the expert."""
-
-    expert: str
-    domain: str
-    right: int
-    total: int
-    admitted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """An API key: `digest` is the SHA-256 of the secret in hex; `experts` is its allow-list, or None for all."""
-
-    name: str
-    digest: str
-    experts: frozenset[str] | None
+__all__ = [
+    "ConflictError",
+    "ExpertRecord",
+    "KeyRecord",
+    "Registry",
+    "RegistryError",
+    "SkillRecord",
+    "State",
+    "UnknownExpertError",
+    "key_digest",
+]
 
 
 def key_digest(secret: str) -> str:
@@ -168,7 +60,7 @@ class Registry:
                 f"postgresql://user@host/database ({type(error).__name__})"
             ) from error
         if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _configure_sqlite)
+            event.listen(self._engine, "connect", configure_sqlite)
         self._create_schema()
 
     def close(self) -> None:
@@ -184,7 +76,7 @@ class Registry:
     def experts(self) -> list[ExpertRecord]:
         """All records in order of name, those being removed included."""
         with self._read() as connection:
-            rows = connection.execute(select(_EXPERTS).order_by(_EXPERTS.c.name)).mappings()
+            rows = connection.execute(select(EXPERTS).order_by(EXPERTS.c.name)).mappings()
             return [_expert(row) for row in rows]
 
     def expert(self, name: str) -> ExpertRecord:
@@ -217,7 +109,7 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            rows = connection.execute(select(_EXPERTS)).mappings().all()
+            rows = connection.execute(select(EXPERTS)).mappings().all()
             present = {record.name: record for record in map(_expert, rows)}
             for card in cards:
                 if card.name not in present:
@@ -246,7 +138,7 @@ class Registry:
             _row(connection, name)
             users = [
                 record.name
-                for record in map(_expert, connection.execute(select(_EXPERTS)).mappings().all())
+                for record in map(_expert, connection.execute(select(EXPERTS)).mappings().all())
                 if getattr(record.card.backend, "engine", None) == name and not record.removed
             ]
             if users:
@@ -257,12 +149,12 @@ class Registry:
     def forget(self, name: str) -> None:
         """Delete the record of a removed expert whose engine is gone."""
         with self._write() as connection:
-            connection.execute(delete(_EXPERTS).where(_EXPERTS.c.name == name, _EXPERTS.c.removed))
+            connection.execute(delete(EXPERTS).where(EXPERTS.c.name == name, EXPERTS.c.removed))
 
     def observe(self, name: str, state: State, reason: str = "", base_url: str | None = None) -> None:
         """Write back what the reconciler saw. Nothing is written, and no version spent, where nothing changed."""
         with self._read() as connection:
-            row = connection.execute(select(_EXPERTS).where(_EXPERTS.c.name == name)).mappings().one_or_none()
+            row = connection.execute(select(EXPERTS).where(EXPERTS.c.name == name)).mappings().one_or_none()
         if row is None or (row["state"], row["reason"], row["base_url"]) == (state, reason, base_url):
             return
         with self._write() as connection:
@@ -272,7 +164,7 @@ class Registry:
 
     def skills(self) -> list[SkillRecord]:
         with self._read() as connection:
-            rows = connection.execute(select(_SKILLS).order_by(_SKILLS.c.expert, _SKILLS.c.domain)).mappings()
+            rows = connection.execute(select(SKILLS).order_by(SKILLS.c.expert, SKILLS.c.domain)).mappings()
             return [SkillRecord(**row) for row in rows]
 
     def set_skills(self, expert: str, skills: list[SkillRecord]) -> None:
@@ -283,10 +175,10 @@ class Registry:
         """
         with self._write() as connection:
             _row(connection, expert)
-            connection.execute(delete(_SKILLS).where(_SKILLS.c.expert == expert))
+            connection.execute(delete(SKILLS).where(SKILLS.c.expert == expert))
             for skill in skills:
                 connection.execute(
-                    insert(_SKILLS).values(
+                    insert(SKILLS).values(
                         expert=expert,
                         domain=skill.domain,
                         right=skill.right,
@@ -299,7 +191,7 @@ class Registry:
 
     def keys(self) -> list[KeyRecord]:
         with self._read() as connection:
-            rows = connection.execute(select(_KEYS).order_by(_KEYS.c.name)).mappings()
+            rows = connection.execute(select(KEYS).order_by(KEYS.c.name)).mappings()
             return [_key(row) for row in rows]
 
     def add_key(self, name: str, secret: str, experts: frozenset[str] | None = None) -> KeyRecord:
@@ -311,7 +203,7 @@ class Registry:
         listed = sorted(experts) if experts is not None else None
         try:
             with self._write() as connection:
-                connection.execute(insert(_KEYS).values(name=name, digest=key_digest(secret), experts=listed))
+                connection.execute(insert(KEYS).values(name=name, digest=key_digest(secret), experts=listed))
         except IntegrityError as error:
             raise ConflictError(f"a key named {name!r} exists already; remove it or choose another name") from error
         return KeyRecord(name, key_digest(secret), experts)
@@ -319,20 +211,20 @@ class Registry:
     def remove_key(self, name: str) -> bool:
         """Whether there was such a key."""
         with self._write() as connection:
-            return connection.execute(delete(_KEYS).where(_KEYS.c.name == name)).rowcount > 0
+            return connection.execute(delete(KEYS).where(KEYS.c.name == name)).rowcount > 0
 
     # Router versions
 
     def promote(self, version: str, path: str) -> None:
         """Make a router version the active one."""
         with self._write() as connection:
-            connection.execute(insert(_ROUTERS).values(version=version, path=path, promoted=time.time()))
+            connection.execute(insert(ROUTERS).values(version=version, path=path, promoted=time.time()))
 
     def rollback(self) -> str | None:
         """Drop the active version; returns the path of the one before, which is active again, or None."""
         with self._write() as connection:
-            newest = select(_ROUTERS.c.position).order_by(_ROUTERS.c.position.desc()).limit(1)
-            connection.execute(delete(_ROUTERS).where(_ROUTERS.c.position == newest.scalar_subquery()))
+            newest = select(ROUTERS.c.position).order_by(ROUTERS.c.position.desc()).limit(1)
+            connection.execute(delete(ROUTERS).where(ROUTERS.c.position == newest.scalar_subquery()))
             return _active_router(connection)
 
     def active_router(self) -> str | None:
@@ -355,7 +247,7 @@ class Registry:
         try:
             with self._engine.begin() as connection:
                 # First statement, so that concurrent writers queue here and read what the one before them wrote.
-                connection.execute(update(_META).where(_META.c.key == "version").values(value=_META.c.value + 1))
+                connection.execute(update(META).where(META.c.key == "version").values(value=META.c.value + 1))
                 yield connection
         except IntegrityError:
             raise
@@ -364,15 +256,15 @@ class Registry:
 
     @staticmethod
     def _update(connection: Connection, name: str, **values: object) -> None:
-        connection.execute(update(_EXPERTS).where(_EXPERTS.c.name == name).values(updated=time.time(), **values))
+        connection.execute(update(EXPERTS).where(EXPERTS.c.name == name).values(updated=time.time(), **values))
 
     def _create_schema(self) -> None:
         try:
             with self._engine.begin() as connection:
-                _METADATA.create_all(connection)
+                METADATA.create_all(connection)
                 for key, value in (("version", 0), ("schema", SCHEMA_VERSION)):
-                    if connection.execute(select(_META).where(_META.c.key == key)).first() is None:
-                        connection.execute(insert(_META).values(key=key, value=value))
+                    if connection.execute(select(META).where(META.c.key == key)).first() is None:
+                        connection.execute(insert(META).values(key=key, value=value))
                 found = _meta(connection, "schema")
         except IntegrityError:
             return self._create_schema()  # another process created it in between
@@ -385,19 +277,12 @@ class Registry:
         return None
 
 
-def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy hands over the driver's object
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
 def _meta(connection: Connection, key: str) -> int:
-    return int(connection.execute(select(_META.c.value).where(_META.c.key == key)).scalar_one())
+    return int(connection.execute(select(META.c.value).where(META.c.key == key)).scalar_one())
 
 
 def _row(connection: Connection, name: str) -> RowMapping:
-    row = connection.execute(select(_EXPERTS).where(_EXPERTS.c.name == name)).mappings().one_or_none()
+    row = connection.execute(select(EXPERTS).where(EXPERTS.c.name == name)).mappings().one_or_none()
     if row is None:
         raise UnknownExpertError(f"no expert is named {name!r}")
     return row
@@ -418,7 +303,7 @@ def _expert(row: RowMapping) -> ExpertRecord:
 
 def _insert(connection: Connection, card: Card) -> ExpertRecord:
     connection.execute(
-        insert(_EXPERTS).values(
+        insert(EXPERTS).values(
             name=card.name, card=card.model_dump(mode="json"), generation=1, removed=False,
             state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
         )
@@ -435,8 +320,8 @@ def _replace(connection: Connection, card: Card, expected_generation: int | None
             f"expert {card.name!r} is at generation {before.generation}, not {expected_generation}; read it again"
         )
     connection.execute(
-        update(_EXPERTS)
-        .where(_EXPERTS.c.name == card.name)
+        update(EXPERTS)
+        .where(EXPERTS.c.name == card.name)
         .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
     )
     return _expert(_row(connection, card.name))
@@ -447,7 +332,7 @@ def _key(row: RowMapping) -> KeyRecord:
 
 
 def _active_router(connection: Connection) -> str | None:
-    newest = select(_ROUTERS.c.path).order_by(_ROUTERS.c.position.desc()).limit(1)
+    newest = select(ROUTERS.c.path).order_by(ROUTERS.c.position.desc()).limit(1)
     return connection.execute(newest).scalar_one_or_none()
 
 

@@ -1,0 +1,68 @@
+"""The registry's tables, and how SQLite is opened so that they survive a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)  # fmt: skip
+
+SCHEMA_VERSION = 1
+METADATA = MetaData()
+
+META = Table(
+    "meta", METADATA,
+    Column("key", String(50), primary_key=True),
+    Column("value", Integer, nullable=False),
+)  # fmt: skip
+EXPERTS = Table(
+    "experts", METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("card", JSON, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("removed", Boolean, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("base_url", Text),
+    Column("updated", Float, nullable=False),
+)  # fmt: skip
+SKILLS = Table(
+    "skills", METADATA,
+    Column("expert", String(63), ForeignKey("experts.name", ondelete="CASCADE")),
+    Column("domain", String(100)),
+    Column("right", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("admitted", Boolean, nullable=False),
+    PrimaryKeyConstraint("expert", "domain"),
+)  # fmt: skip
+KEYS = Table(
+    "api_keys", METADATA,
+    Column("name", String(100), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("experts", JSON),
+)  # fmt: skip
+ROUTERS = Table(
+    "routers", METADATA,
+    Column("position", Integer, primary_key=True, autoincrement=True),
+    Column("version", String(200), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("promoted", Float, nullable=False),
+)  # fmt: skip
+
+
+def configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy hands over the driver's object
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
