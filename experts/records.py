@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .card import Card
+from sqlalchemy.engine import RowMapping
+
+from .card import Card, parse_card
 
 
 class RegistryError(RuntimeError):
@@ -73,3 +77,25 @@ class KeyRecord:
     name: str
     digest: str
     experts: frozenset[str] | None
+
+
+def key_digest(secret: str) -> str:
+    """SHA-256 in hex: enough for keys of 256 random bits, which need no slow hash."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def expert_record(row: RowMapping) -> ExpertRecord:
+    card = row["card"] if isinstance(row["card"], dict) else json.loads(row["card"])
+    return ExpertRecord(
+        card=parse_card(card),
+        generation=row["generation"],
+        removed=row["removed"],
+        state=State(row["state"]),
+        reason=row["reason"],
+        base_url=row["base_url"],
+        updated=row["updated"],
+    )
+
+
+def key_record(row: RowMapping) -> KeyRecord:
+    return KeyRecord(row["name"], row["digest"], None if row["experts"] is None else frozenset(row["experts"]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from sqlalchemy import create_engine, delete, event, insert, select, update
 from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from .card import Card, parse_card
+from .card import Card
 from .records import (
     ConflictError,
     ExpertRecord,
@@ -21,6 +19,9 @@ from .records import (
     SkillRecord,
     State,
     UnknownExpertError,
+    expert_record,
+    key_digest,
+    key_record,
 )
 from .schema import EXPERTS, KEYS, META, METADATA, ROUTERS, SCHEMA_VERSION, SKILLS, configure_sqlite
 
@@ -35,11 +36,6 @@ __all__ = [
     "UnknownExpertError",
     "key_digest",
 ]
-
-
-def key_digest(secret: str) -> str:
-    """SHA-256 in hex: enough for keys of 256 random bits, which need no slow hash."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class Registry:
@@ -77,7 +73,7 @@ class Registry:
         """All records in order of name, those being removed included."""
         with self._read() as connection:
             rows = connection.execute(select(EXPERTS).order_by(EXPERTS.c.name)).mappings()
-            return [_expert(row) for row in rows]
+            return [expert_record(row) for row in rows]
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -86,7 +82,7 @@ class Registry:
             UnknownExpertError: no expert has that name.
         """
         with self._read() as connection:
-            return _expert(_row(connection, name))
+            return expert_record(_row(connection, name))
 
     def add(self, card: Card) -> ExpertRecord:
         """Register a new expert.
@@ -110,7 +106,7 @@ class Registry:
         """
         with self._write() as connection:
             rows = connection.execute(select(EXPERTS)).mappings().all()
-            present = {record.name: record for record in map(_expert, rows)}
+            present = {record.name: record for record in map(expert_record, rows)}
             for card in cards:
                 if card.name not in present:
                     _insert(connection, card)
@@ -138,13 +134,13 @@ class Registry:
             _row(connection, name)
             users = [
                 record.name
-                for record in map(_expert, connection.execute(select(EXPERTS)).mappings().all())
+                for record in map(expert_record, connection.execute(select(EXPERTS)).mappings().all())
                 if getattr(record.card.backend, "engine", None) == name and not record.removed
             ]
             if users:
                 raise ConflictError(f"expert {name!r} runs the engine of {', '.join(users)}; remove those first")
             self._update(connection, name, removed=True, state=State.DRAINING)
-            return _expert(_row(connection, name))
+            return expert_record(_row(connection, name))
 
     def forget(self, name: str) -> None:
         """Delete the record of a removed expert whose engine is gone."""
@@ -192,7 +188,7 @@ class Registry:
     def keys(self) -> list[KeyRecord]:
         with self._read() as connection:
             rows = connection.execute(select(KEYS).order_by(KEYS.c.name)).mappings()
-            return [_key(row) for row in rows]
+            return [key_record(row) for row in rows]
 
     def add_key(self, name: str, secret: str, experts: frozenset[str] | None = None) -> KeyRecord:
         """Keep a key's digest; the secret itself is not stored.
@@ -288,19 +284,6 @@ def _row(connection: Connection, name: str) -> RowMapping:
     return row
 
 
-def _expert(row: RowMapping) -> ExpertRecord:
-    card = row["card"] if isinstance(row["card"], dict) else json.loads(row["card"])
-    return ExpertRecord(
-        card=parse_card(card),
-        generation=row["generation"],
-        removed=row["removed"],
-        state=State(row["state"]),
-        reason=row["reason"],
-        base_url=row["base_url"],
-        updated=row["updated"],
-    )
-
-
 def _insert(connection: Connection, card: Card) -> ExpertRecord:
     connection.execute(
         insert(EXPERTS).values(
@@ -308,11 +291,11 @@ def _insert(connection: Connection, card: Card) -> ExpertRecord:
             state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
         )
     )  # fmt: skip
-    return _expert(_row(connection, card.name))
+    return expert_record(_row(connection, card.name))
 
 
 def _replace(connection: Connection, card: Card, expected_generation: int | None) -> ExpertRecord:
-    before = _expert(_row(connection, card.name))
+    before = expert_record(_row(connection, card.name))
     if before.removed:
         raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
     if expected_generation not in (None, before.generation):
@@ -324,11 +307,7 @@ def _replace(connection: Connection, card: Card, expected_generation: int | None
         .where(EXPERTS.c.name == card.name)
         .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
     )
-    return _expert(_row(connection, card.name))
-
-
-def _key(row: RowMapping) -> KeyRecord:
-    return KeyRecord(row["name"], row["digest"], None if row["experts"] is None else frozenset(row["experts"]))
+    return expert_record(_row(connection, card.name))
 
 
 def _active_router(connection: Connection) -> str | None:
