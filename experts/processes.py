@@ -1,0 +1,63 @@
+"""Our own processes on this machine: found again by a mark in their environment, ended by process id."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+
+MARK = "COLLEGIUM_ENGINES"
+_PR_SET_PDEATHSIG = 1
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes of this user whose environment holds `MARK=mark`, this one and its ancestors left out."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid not in own and process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or belongs to another user
+    return found
+
+
+def end(find: Callable[[], list[psutil.Process]], patience: float = 10.0) -> list[int]:
+    """Ask what `find` finds to end, wait, then kill what is left, until it finds nothing. Returns the process ids.
+
+    psutil compares start times before it signals, so a process id that was given to another process is left alone.
+    """
+    ended: set[int] = set()
+    deadline = time.monotonic() + patience
+    asked: set[int] = set()
+    while living := find():
+        hurry = time.monotonic() > deadline
+        for process in living:
+            ended.add(process.pid)
+            if hurry or process.pid not in asked:
+                _signal(process, signal.SIGKILL if hurry else signal.SIGTERM)
+                asked.add(process.pid)
+        psutil.wait_procs(living, timeout=1.0)
+        if time.monotonic() > deadline + patience:
+            break
+    return sorted(ended)
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM when the thread that started this process ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit("the parent process is gone")
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return
