@@ -1,0 +1,189 @@
+"""The edge as an ASGI application: every request comes in, is answered, logged and counted here, crashes included."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from .answer import Answer, Exchange
+from .auth import authorise
+from .body import ClientGoneError, check_content, check_host, discard, read_body
+from .classify import Classifier
+from .endpoints import Call, Endpoints, Handler
+from .errors import ApiError
+from .log import log_exchange
+from .metrics import Metrics
+from .relay import Relay
+from .requests import Api
+from .settings import EdgeSettings
+from .snapshot import Watcher
+
+logger = logging.getLogger("collegium.edge")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A path's handler. `open` ways need no key and answer while draining."""
+
+    name: str
+    method: str
+    handler: Handler
+    open: bool = False
+
+
+class Edge:
+    """The public endpoint. Its lifespan starts and ends the expert client, the classifier and the watcher."""
+
+    def __init__(self, settings: EdgeSettings, watcher: Watcher) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        self._relay = Relay(settings)
+        self._classifier = Classifier(
+            settings.classifier_threads, settings.classifier_queue, settings.classifier_budget
+        )
+        self._metrics = Metrics(settings.metrics_folder)
+        self._running: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._cut = False
+        endpoints = Endpoints(settings, self._relay, self._classifier, self._metrics)
+        self._model = _Way("models", "GET", endpoints.model)
+        self._ways = {f"/v1/{api.value}": _Way(api.value, "POST", endpoints.inference(api)) for api in Api}
+        self._ways |= {
+            "/v1/route": _Way("route", "POST", endpoints.route),
+            "/v1/models": _Way("models", "GET", endpoints.models),
+            "/healthz": _Way("healthz", "GET", endpoints.health, open=True),
+            "/readyz": _Way("readyz", "GET", endpoints.ready, open=True),
+            "/metrics": _Way("metrics", "GET", endpoints.metrics, open=True),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+
+    async def start(self) -> None:
+        await self._relay.start()
+        self._watcher.start()
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._watcher.stop)
+        self._classifier.close()
+        await self._relay.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, let running ones finish for so long, then end them with an error the client can see."""
+        self._draining = True
+        running = {task for task in self._running if task is not asyncio.current_task()}
+        if running:
+            await asyncio.wait(running, timeout=seconds)
+        self._cut = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=1)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        way, name = self._way(scope["path"])
+        exchange = Exchange(id=f"req_{uuid.uuid4().hex}", route=way.name if way else "unknown")
+        answer = Answer(send, exchange)
+        self._metrics.begun()
+        task = asyncio.create_task(self._serve(scope, receive, answer, way, name))
+        self._running.add(task)
+        try:
+            await asyncio.wait({task})
+            await self._conclude(task, answer)
+        finally:
+            task.cancel()
+            self._running.discard(task)
+            exchange.outcome = exchange.outcome or "aborted"
+            self._metrics.ended(exchange)
+            if way is None or not way.open:
+                log_exchange(exchange)
+
+    async def _conclude(self, task: asyncio.Task[None], answer: Answer) -> None:
+        """Turn how the task ended into an outcome, and into an answer where there is none yet."""
+        exchange = answer.exchange
+        if task.cancelled() and not self._cut:
+            exchange.outcome = "client_gone"
+            return
+        failure = ApiError("draining", "The server is ending.") if task.cancelled() else task.exception()
+        if failure is None:
+            exchange.outcome = "ok"
+            return
+        if isinstance(failure, ClientGoneError):
+            exchange.outcome = "client_gone"
+            return
+        exchange.outcome = "error"
+        if not isinstance(failure, ApiError):
+            logger.error("request %s crashed", exchange.id, exc_info=failure)
+            failure = ApiError("internal_error", f"Internal error; the request id is {exchange.id}.")
+        try:
+            await answer.fail(failure)
+        except TimeoutError:
+            exchange.outcome = "client_stalled"
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: Answer, way: _Way | None, name: str) -> None:
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        snapshot = self._watcher.snapshot
+        try:
+            way = self._admit(scope, headers, way)
+            key = None
+            if not way.open:
+                key = authorise(headers, snapshot.keys, api_key_header=way.name == Api.MESSAGES)
+                answer.exchange.key = key.name if key else ""
+            if way.method == "POST":
+                check_content(headers)
+        except ApiError:
+            await discard(receive, headers)
+            raise
+        body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
+        answer.exchange.bytes_in = len(body)
+        watch = asyncio.create_task(_cancel_when_gone(receive, asyncio.current_task(), answer))
+        try:
+            await way.handler(Call(answer, body, key, snapshot, name))
+        finally:
+            watch.cancel()
+
+    def _admit(self, scope: Scope, headers: Sequence[tuple[bytes, bytes]], way: _Way | None) -> _Way:
+        check_host(headers, scope.get("http_version", "1.1"))
+        if way is None:
+            raise ApiError("not_found", "There is nothing at this path; see GET /v1/models and docs/api.md.")
+        if scope["method"] != way.method:
+            allow = ((b"allow", way.method.encode()),)
+            raise ApiError("method_not_allowed", f"This path takes {way.method}.", headers=allow)
+        refused = self._draining and (not way.open or way.name == "readyz")
+        if refused or (way.name == "readyz" and not self._watcher.alive):
+            raise ApiError("draining", "The server is ending.", headers=((b"connection", b"close"),))
+        return way
+
+    def _way(self, path: str) -> tuple[_Way | None, str]:
+        """The way for a path, and the model that it names."""
+        found = self._ways.get(path)
+        prefix = "/v1/models/"
+        if found is None and path.startswith(prefix) and "/" not in path[len(prefix) :]:
+            return self._model, path[len(prefix) :]
+        return found, ""
+
+
+async def _cancel_when_gone(receive: Receive, task: asyncio.Task[None] | None, answer: Answer) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    if task is not None and not answer.complete:
+        task.cancel()

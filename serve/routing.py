@@ -1,0 +1,116 @@
+"""Which expert answers a request: asked for by name, or decided from the posterior; and what to say when none may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..router.decision import Candidate, Decision, NoExpertError, Policy, decide
+from ..router.posterior import Posterior
+from ..router.text import routing_text_of_body
+from .classify import Classifier, NoPosterior
+from .errors import ApiError
+from .requests import Request
+from .snapshot import Snapshot
+
+AUTO = "auto"
+UNREAD = "unclassified"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A decision with the posterior it came from; None where the classifier was not asked or did not answer.
+
+    `fallback` is the code of the reason for the latter.
+    """
+
+    decision: Decision
+    posterior: Posterior | None
+    router: str
+    named: bool = False
+    fallback: str = ""
+
+
+async def choose(
+    request: Request, permitted: frozenset[str] | None, snapshot: Snapshot, classifier: Classifier, policy: Policy
+) -> Route:
+    """Route one request. `permitted` is the key's allow-list.
+
+    Raises:
+        ApiError: the model is unknown or not permitted, or nobody may answer.
+    """
+    request = replace(request, needs=replace(request.needs, permitted=permitted))
+    if request.model != AUTO:
+        return Route(_named(request, snapshot), None, snapshot.router.version, named=True)
+    text = routing_text_of_body(request.body)
+    found = await classifier.posterior(snapshot.router, text)
+    try:
+        if isinstance(found, NoPosterior):
+            decision = _unread(found, snapshot, policy, request)
+            return Route(decision, None, snapshot.router.version, fallback=found.code)
+        decision = decide(found, snapshot.candidates, policy, request.needs)
+    except NoExpertError as error:
+        raise _nobody(snapshot.candidates, request) from error
+    return Route(decision, found, snapshot.router.version)
+
+
+def _unread(why: NoPosterior, snapshot: Snapshot, policy: Policy, request: Request) -> Decision:
+    """The decision without a posterior: the generalist's, or anybody's where no generalist is allowed."""
+    unknown = Posterior((UNREAD,), (1.0,), threshold=2.0)
+    anybody = [replace(one, admitted=one.admitted | {UNREAD}) for one in snapshot.candidates]
+    decision = decide(unknown, anybody, policy, request.needs)
+    return replace(decision, confidence=0.0, reason=f"{why.code}: {why.reason}; {decision.expert} answers")
+
+
+def _named(request: Request, snapshot: Snapshot) -> Decision:
+    """An expert asked for by name: its declared limits only guide routing, so the engine itself judges the request."""
+    name = request.model
+    expert = snapshot.candidate(name)
+    permitted = request.needs.permitted
+    if expert is None:
+        raise ApiError("model_not_found", f"No model is named {shown(name)}; GET /v1/models lists them.", "model")
+    if permitted is not None and name not in permitted:
+        raise ApiError("model_not_allowed", f"This key may not use {name}.", "model")
+    if "vision" in request.needs.capabilities - expert.capabilities:
+        raise ApiError("unsupported_parameter", f"{name} does not read images.", "messages")
+    if not expert.ready:
+        raise ApiError("expert_loading", f"{name} is not ready yet.", "model")
+    return Decision(name, UNREAD, 0.0, abstained=False, reason="asked for by name")
+
+
+def _nobody(candidates: Sequence[Candidate], request: Request) -> ApiError:
+    """The error that says what the client or the operator can do about it."""
+    needs = request.needs
+    allowed = [one for one in candidates if needs.permitted is None or one.name in needs.permitted]
+    if candidates and not allowed:
+        return ApiError("model_not_allowed", "This key may use none of the experts.", "model")
+    able = [one for one in allowed if needs.capabilities <= one.capabilities]
+    if allowed and not able:
+        wanted = ", ".join(sorted(needs.capabilities))
+        return ApiError("unsupported_parameter", f"No expert of this pool offers {wanted}.", _first_field(request))
+    if able and all(one.context_window is not None and needs.tokens > one.context_window for one in able):
+        return ApiError(
+            "context_length_exceeded",
+            f"The request needs about {needs.tokens} tokens, more than any expert's context window.",
+            "messages" if "messages" in request.body else None,
+        )
+    return ApiError("no_healthy_expert", "No expert that may answer this request is ready.")
+
+
+def _first_field(request: Request) -> str | None:
+    fields = {"tools": "tools", "json_schema": "response_format", "vision": "messages"}
+    return next((fields[name] for name in sorted(request.needs.capabilities) if name in fields), None)
+
+
+def stand_in(route: Route, snapshot: Snapshot) -> str | None:
+    """The generalist that takes over from an expert that cannot be reached: the best allowed one, or None."""
+    if route.named:
+        return None
+    generalists = {one.name for one in snapshot.candidates if one.generalist}
+    allowed = (score.expert for score in route.decision.scores if score.excluded is None)
+    return next((name for name in allowed if name in generalists and name != route.decision.expert), None)
+
+
+def shown(name: str) -> str:
+    """A client's string, fit to be shown in a message: one line, ASCII, bounded."""
+    return ascii(name if len(name) <= 80 else f"{name[:77]}...")

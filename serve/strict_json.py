@@ -1,0 +1,74 @@
+"""Strict JSON: UTF-8 only, no duplicate keys, no numbers beyond a double, bounded depth and size."""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+
+from .errors import ApiError
+
+MAX_DEPTH = 64
+MAX_ITEMS = 500_000
+
+# Strings with what they hold, so that what is left is structure. Possessive, hence linear in any input.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_INVALID_UNICODE = ("surrogate", "UTF-8", "utf-8")
+
+
+def loads(raw: bytes) -> object:
+    """Parse one document.
+
+    Raises:
+        ApiError: invalid_json, invalid_unicode or invalid_value.
+    """
+    structure = _STRINGS.sub(b"", raw)
+    if structure.count(b",") > MAX_ITEMS:
+        raise ApiError("invalid_value", f"The body holds more than {MAX_ITEMS} items.", "body")
+    try:
+        value: object = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _refusal(error) from error
+    if _keys(value) != structure.count(b":"):
+        raise ApiError("invalid_json", "The body holds the same key twice in one object.", "body")
+    return value
+
+
+def _refusal(error: orjson.JSONDecodeError) -> ApiError:
+    if "depth limit" in error.msg:
+        return _too_deep()
+    if "infinity" in error.msg:
+        return ApiError("invalid_value", f"A number is too large at character {error.pos}.", "body")
+    if any(word in error.msg for word in _INVALID_UNICODE):
+        return ApiError("invalid_unicode", "The body is not valid Unicode: lone surrogate, bad UTF-8 or a BOM.", "body")
+    return ApiError("invalid_json", f"The body is not valid JSON: {error.msg.split(':')[0]}, {_place(error)}.", "body")
+
+
+def _place(error: orjson.JSONDecodeError) -> str:
+    return f"line {error.lineno} column {error.colno}"
+
+
+def _too_deep() -> ApiError:
+    return ApiError("invalid_value", f"The body is nested deeper than {MAX_DEPTH} levels.", "body")
+
+
+def _keys(value: object) -> int:
+    """How many keys all objects hold together.
+
+    Raises:
+        ApiError: it is nested too deep.
+    """
+    total = 0
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                total += len(item)
+                below.extend(v for v in item.values() if isinstance(v, dict | list))
+            elif isinstance(item, list):
+                below.extend(v for v in item if isinstance(v, dict | list))
+        if not below:
+            return total
+        level = below
+    raise _too_deep()
