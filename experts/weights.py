@@ -70,7 +70,7 @@ def locate(model: str, revision: str | None = None) -> str:
 
 
 def check(model: str, revision: str | None = None, timeout: float = 5.0) -> None:
-    """See whether `locate` and a loader would find `model`. Downloads no weights; asks the hub within `timeout` seconds.
+    """See whether `locate` and a loader would find `model`. Downloads no weights; the hub has `timeout` seconds.
 
     Raises:
         WeightsError: what is wrong, in a sentence.
@@ -186,7 +186,9 @@ def _convert(source: Path, gguf: str, target: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
-        raise WeightsError(f"converting {gguf} needs transformers and torch; run: pip install 'collegium[cpu]'") from error
+        raise WeightsError(
+            f"converting {gguf} needs transformers and torch; run: pip install 'collegium[cpu]'"
+        ) from error
     _say(f"converting {gguf} to safetensors in {target} (once) ...")
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Checks before a card is written: the URL answers, the model and the engine exist, memory suffices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from .card import Card, CardError, EngineBackend, RemoteBackend
+from .client import ConnectError, ExpertClient, ExpertError, KeyRefusedError, StatusError
+from .plan import Machine, plan_memory, this_machine
+from .pools import engine_problem
+from .records import ExpertRecord
+from .weights import check as check_weights
+
+PROBE_TIMEOUT = 5.0  # seconds
+
+
+def check_card(
+    card: Card, existing: Sequence[ExpertRecord], machine: Machine | None = None, *, joined: bool = False
+) -> None:
+    """See whether a card that is right in itself can work here. Changes nothing.
+
+    `machine` is what engines may use (this machine if None). `joined` says that engines run on a cluster elsewhere,
+    whose memory, packages and local paths are not looked at.
+
+    Raises:
+        CardError: one sentence that says what is wrong and what to do.
+    """
+    others = [record.card for record in existing if not record.removed and record.name != card.name]
+    if problem := engine_problem(card, others):
+        raise CardError(problem)
+    if isinstance(card.backend, RemoteBackend):
+        probe_remote(card.backend)
+    if isinstance(card.backend, EngineBackend) and not joined:
+        _check_engine(card, card.backend, others, machine or this_machine())
+
+
+def check_pool(
+    cards: Sequence[Card], existing: Sequence[ExpertRecord], machine: Machine | None = None, *, joined: bool = False
+) -> None:
+    """See whether a whole pool fits beside what the registry holds. URLs are not probed: they may come up later.
+
+    Raises:
+        CardError: everything that is wrong, in one message.
+    """
+    names = {card.name for card in cards}
+    others = [record.card for record in existing if not record.removed and record.name not in names]
+    together = [*cards, *others]
+    problems = [problem for card in cards if (problem := engine_problem(card, together))]
+    if not joined:
+        problems += _engine_problems(cards)
+        problems += plan_memory(together, machine or this_machine()).problems
+    if problems:
+        raise CardError("; ".join(problems))
+
+
+def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT) -> None:
+    """Ask a URL for its models.
+
+    A server without GET /models (404, 405) passes: some gateways have none.
+
+    Raises:
+        CardError: the key's variable is not set, nothing answers, it refuses the key, or it does not serve the model.
+    """
+    key = os.environ.get(backend.api_key_env) if backend.api_key_env else None
+    if backend.api_key_env and not key:
+        raise CardError(f"the environment variable {backend.api_key_env} with the key of {backend.url} is not set")
+    try:
+        with ExpertClient(backend.url, key, timeout) as client:
+            models = client.models()
+    except KeyRefusedError as error:
+        raise CardError(f"{error}; {_key_hint(backend)}") from error
+    except ConnectError as error:
+        raise CardError(f"{error}; check url, it must be an OpenAI base URL such as http://host:8000/v1") from error
+    except StatusError as error:
+        if error.status in (404, 405):
+            return
+        raise CardError(str(error)) from error
+    except ExpertError as error:
+        raise CardError(str(error)) from error
+    if models and backend.model not in models:
+        listed = ", ".join(sorted(models)[:10])
+        raise CardError(f"{backend.url} does not serve the model {backend.model!r}; it serves {listed}")
+
+
+def _key_hint(backend: RemoteBackend) -> str:
+    if backend.api_key_env:
+        return f"the environment variable {backend.api_key_env} holds a key it does not accept"
+    return "name the environment variable that holds the key as api_key_env"
+
+
+def _check_engine(card: Card, backend: EngineBackend, others: Sequence[Card], machine: Machine) -> None:
+    if problems := _engine_problems([card]):
+        raise CardError(problems[0])
+    plan = plan_memory([*others, card], machine)
+    if not plan.fits:
+        raise CardError(f"expert {card.name!r} does not fit: {plan.problems[0]}")
+
+
+def _engine_problems(cards: Sequence[Card]) -> list[str]:
+    engines = [(card.name, card.backend) for card in cards if isinstance(card.backend, EngineBackend)]
+    missing = [package for package in ("ray", "vllm") if find_spec(package) is None]
+    if engines and missing:
+        return [f"engines need {' and '.join(missing)}; run: pip install 'collegium[cpu]' or 'collegium[gpu]'"]
+    problems = []
+    for name, backend in engines:
+        try:
+            check_weights(backend.model, backend.revision)
+        except CardError as error:
+            problems.append(f"expert {name!r}: {error}")
+    return problems

@@ -1,0 +1,203 @@
+"""Engines on Ray Serve: a card becomes a running application, and Serve's status becomes plain words.
+
+Only this module and the Ray command line know Ray; it is imported when a connection is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .card import Card, EngineBackend
+from .ray_cluster import RayError
+from .state import engine_key
+from .weights import locate
+
+Phase = Literal["starting", "running", "failed", "deleting"]
+HEALTH_TIMEOUT = 60.0  # seconds; an engine on a busy machine is slow, not dead
+SHUTDOWN_GRACE = 30.0  # seconds Serve gives a replica that is told to stop
+_PHASES: Mapping[str, Phase] = {
+    "NOT_STARTED": "starting",
+    "DEPLOYING": "starting",
+    "RUNNING": "running",
+    "UNHEALTHY": "starting",  # Serve starts the replica again by itself
+    "DEPLOY_FAILED": "failed",
+    "DELETING": "deleting",
+}
+_CAUSE = re.compile(r"^\s*(?:ray\.exceptions\.\w+\(\w+\): )?(?:[\w.]*\.)?(\w*(?:Error|Exception)): (.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """One engine as it is. `name` is Serve's; `reason` says why it is not running, in words."""
+
+    name: str
+    expert: str
+    fingerprint: str
+    phase: Phase
+    reason: str
+    base_url: str
+
+
+class RayServe:
+    """A connection to Serve on one Ray cluster, and the applications there that belong to one collegium."""
+
+    def __init__(self, address: str, internal_key: str, host: str | None = None, port: int | None = None) -> None:
+        """`host` and `port` are for a Serve that this call starts; one that runs already keeps its own."""
+        self._address = address
+        self._internal_key = internal_key
+        self._options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        # Machines that share a registry share the internal key; another collegium on the same Ray has another.
+        self._prefix = f"collegium-{hashlib.sha256(internal_key.encode()).hexdigest()[:8]}-"
+        self._root = ""
+
+    def connect(self) -> None:
+        """Join the cluster and make sure that Serve runs.
+
+        Raises:
+            RayError: Ray is not installed, not there, or refuses the token.
+        """
+        try:
+            import ray
+            from ray import serve
+        except ImportError as error:
+            raise RayError(f"Ray cannot be imported ({error}); run: pip install 'collegium[cpu]'") from error
+        with _translated("Ray cannot be joined"):
+            ray.shutdown()
+            ray.init(self._address, namespace="collegium", log_to_driver=False, configure_logging=False)
+            serve.start(http_options=self._options or None)
+            options = serve.context._get_global_client().http_config
+            host = options.host
+            if host in (None, "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+                host = ray.get_runtime_context().gcs_address.rsplit(":", 1)[0]
+            self._root = f"http://{host}:{options.port}"
+
+    def app_name(self, card: Card) -> str:
+        """Contains the engine's fingerprint, so that a changed engine starts beside the one before."""
+        return f"{self._prefix}{card.name}-{card.engine_fingerprint}"
+
+    def status(self) -> dict[str, App]:
+        """Our applications by name.
+
+        Raises:
+            RayError: the cluster does not answer.
+        """
+        from ray import serve
+
+        with _translated("Ray does not answer"):
+            found = serve.status().applications
+        return {name: self._app(name, overview) for name, overview in found.items() if name.startswith(self._prefix)}
+
+    def deploy(self, card: Card) -> None:
+        """Ask for the card's engine and return at once; `status` tells how it goes. Converts weights where needed.
+
+        Raises:
+            RayError: Serve refuses the application.
+            WeightsError: the model cannot be found.
+        """
+        from ray import serve
+        from ray.serve.llm import LLMConfig, build_openai_app
+
+        if not isinstance(card.backend, EngineBackend):
+            raise TypeError(f"expert {card.name!r} has a {card.backend.kind} backend, which runs no engine")
+        settings = engine_settings(card, locate(card.backend.model), engine_key(self._internal_key, card.name))
+        name = self.app_name(card)
+        with _translated(f"Ray refuses the engine of {card.name}"):
+            app = build_openai_app({"llm_configs": [LLMConfig(**settings)]})
+            target = serve.RunTarget(app, name=name, route_prefix=self._route(name))
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+    def delete(self, name: str) -> None:
+        """Ask for an application's end and return at once. Raises RayError."""
+        from ray import serve
+
+        with _translated(f"Ray does not delete {name}"):
+            serve.context._get_global_client().delete_apps([name], blocking=False)
+
+    def _route(self, name: str) -> str:
+        expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
+        return f"/experts/{expert}/{fingerprint}"
+
+    def _app(self, name: str, overview: Any) -> App:  # noqa: ANN401 - Ray's, untyped here
+        expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
+        phase = _PHASES[str(overview.status.value)]
+        messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
+        reason = "" if phase == "running" else failure_reason("\n".join(messages))
+        return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1")
+
+
+def engine_settings(card: Card, source: str, key: str) -> dict[str, Any]:
+    """What Ray's LLMConfig gets for an engine card whose weights are at `source`."""
+    backend = card.backend
+    if not isinstance(backend, EngineBackend):
+        raise TypeError(f"expert {card.name!r} has a {backend.kind} backend, which runs no engine")
+    engine: dict[str, Any] = dict(backend.options)
+    engine |= {"tensor_parallel_size": backend.tensor_parallel_size, "dtype": backend.dtype}
+    if backend.max_model_len:
+        engine["max_model_len"] = backend.max_model_len
+    if backend.revision:
+        engine["revision"] = backend.revision
+    settings: dict[str, Any] = {
+        "model_loading_config": {"model_id": card.name, "model_source": source},
+        "engine_kwargs": engine,
+        "deployment_config": _deployment(backend),
+        "runtime_env": {"env_vars": _variables(backend, source, key)},
+    }
+    if backend.on_cpu:
+        settings["accelerator_config"] = {"kind": "cpu"}
+    elif backend.accelerator != "gpu":
+        settings["accelerator_type"] = backend.accelerator
+    return settings
+
+
+def _deployment(backend: EngineBackend) -> dict[str, Any]:
+    scaling = backend.autoscaling
+    common: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": SHUTDOWN_GRACE,
+        "health_check_timeout_s": HEALTH_TIMEOUT,
+    }
+    if scaling is None:
+        return common | {"num_replicas": backend.replicas}
+    return common | {
+        "autoscaling_config": {
+            "min_replicas": scaling.min,
+            "max_replicas": scaling.max,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+        }
+    }
+
+
+def _variables(backend: EngineBackend, source: str, key: str) -> dict[str, str]:
+    variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+    if Path(source).is_absolute():
+        variables["HF_HUB_OFFLINE"] = "1"
+    if backend.on_cpu:
+        # Measured for the 135M model: process and weights take most of the memory, a quarter is left for the cache.
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, int(backend.memory_gb / 4)))
+    return variables
+
+
+def failure_reason(message: str) -> str:
+    """One sentence out of Serve's messages: the innermost error of the traceback in it, or its first line."""
+    causes = [found.groups() for line in message.splitlines() if (found := _CAUSE.match(line))]
+    if causes:
+        kind, text = causes[-1]
+        return f"{kind}: {text.strip()}"[:400]
+    return next((line.strip()[:400] for line in message.splitlines() if line.strip()), "")
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Ray's errors, and those of its client library, as RayError."""
+    import ray.exceptions
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        yield
+    except (ray.exceptions.RayError, RayServeException, OSError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RayError(f"{what}: {failure_reason(str(error)) or type(error).__name__}") from error

@@ -1,0 +1,196 @@
+"""What to do so that what runs becomes what the registry asks for: a pure function of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .card import Card, EngineBackend, PromptedBackend, RemoteBackend
+from .ray_serve import App
+from .records import ExpertRecord, State
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """Start the engine of a card."""
+
+    card: Card
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """End an application that nobody uses any more."""
+
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End an application that does not come up, and remember why, so that it is not tried again and again."""
+
+    app: str
+    expert: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Write back how an expert is."""
+
+    expert: str
+    state: State
+    reason: str = ""
+    base_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete the record of an expert that is gone."""
+
+    expert: str
+
+
+Action = Deploy | Delete | GiveUp | Observe | Forget
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The last answer of a remote URL."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What is known of what runs.
+
+    `apps` is None while Ray was not asked yet or does not answer, then `trouble` says why: nothing is started, ended or
+    forgotten on that ground. `failures` are engines given up, by expert and generation. `probes` are by the remote
+    card's fingerprint. `unused` names experts and applications that have had no request for their time of grace.
+    """
+
+    apps: Mapping[str, App] | None = None
+    trouble: str = ""
+    failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
+
+
+def plan(desired: Sequence[ExpertRecord], actual: Actual) -> list[Action]:
+    """The actions that bring `actual` closer to `desired`. Idempotent: applied to their own outcome they do no harm.
+
+    Applications of experts that no record names are ended only where the registry holds any record: an empty registry
+    is more likely lost than meant.
+    """
+    actions: list[Action] = []
+    seen: dict[str, Observe] = {}
+    for record in desired:
+        if not isinstance(record.card.backend, PromptedBackend):
+            for action in _for_record(record, actual):
+                if isinstance(action, Observe):
+                    seen[action.expert] = action
+                actions.append(action)
+    for record in desired:
+        if isinstance(record.card.backend, PromptedBackend):
+            actions += _removal(record, actual, []) if record.removed else [_prompted(record, seen)]
+    known = {record.name for record in desired}
+    if known:
+        strangers = [app for app in (actual.apps or {}).values() if app.expert not in known]
+        actions += _deletions(strangers, actual)
+    return actions
+
+
+def _for_record(record: ExpertRecord, actual: Actual) -> Iterator[Action]:
+    if isinstance(record.card.backend, RemoteBackend):
+        # An engine that this name had before its card became a URL goes when the URL answers.
+        old = [app for app in (actual.apps or {}).values() if app.expert == record.name]
+        if record.removed:
+            yield from _removal(record, actual, old)
+            return
+        yield (observed := _remote(record, record.card.backend, actual))
+        if observed.state is State.READY:
+            yield from _deletions(old, actual)
+        return
+    if actual.apps is None:
+        yield _unknown(record, actual)
+        return
+    apps = [app for app in actual.apps.values() if app.expert == record.name]
+    yield from _removal(record, actual, apps) if record.removed else _engine(record, actual, apps)
+
+
+def _removal(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterator[Action]:
+    yield Observe(record.name, State.DRAINING, "finishing the requests that run", None)
+    yield from _deletions(apps, actual)
+    if not apps and record.name in actual.unused:
+        yield Forget(record.name)
+
+
+def _deletions(apps: Sequence[App], actual: Actual) -> Iterator[Action]:
+    for app in apps:
+        if app.phase != "deleting" and (app.name in actual.unused or app.phase == "failed"):
+            yield Delete(app.name)
+
+
+def _remote(record: ExpertRecord, backend: RemoteBackend, actual: Actual) -> Observe:
+    probe = actual.probes.get(record.card.engine_fingerprint)
+    if probe is None:
+        return Observe(record.name, State.STARTING, f"asking {backend.url}", None)
+    if probe.ok:
+        return Observe(record.name, State.READY, "", backend.url)
+    return Observe(record.name, State.FAILED, probe.reason, None)
+
+
+def _unknown(record: ExpertRecord, actual: Actual) -> Observe:
+    """Ray says nothing: leave what is known as it is, and say why nothing starts."""
+    if record.removed:
+        return Observe(record.name, State.DRAINING, actual.trouble, None)
+    if record.base_url is not None or not actual.trouble:
+        return Observe(record.name, record.state, record.reason, record.base_url)
+    return Observe(record.name, State.STARTING, actual.trouble, None)
+
+
+def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterator[Action]:
+    wanted = record.card.engine_fingerprint
+    app = next((app for app in apps if app.fingerprint == wanted), None)
+    others = [other for other in apps if other.fingerprint != wanted]
+    before = next((other.base_url for other in others if other.phase == "running"), None)
+    failure = actual.failures.get((record.name, record.generation))
+    if app is not None and app.phase == "running":
+        yield Observe(record.name, State.READY, "", app.base_url)
+        yield from _deletions(others, actual)
+    elif app is not None and app.phase == "failed":
+        reason = app.reason or "the engine did not start; see Ray's logs"
+        yield GiveUp(app.name, record.name, record.generation, reason)
+        yield _failed(record, reason, before)
+    elif failure is not None:
+        yield _failed(record, failure, before)
+    else:
+        if app is None:
+            yield Deploy(record.card, record.generation)
+        reason = app.reason if app is not None and app.reason else "the engine starts"
+        yield Observe(record.name, State.STARTING, reason, before)
+
+
+def _failed(record: ExpertRecord, reason: str, before: str | None) -> Observe:
+    kept = "; the engine before it still answers" if before else ""
+    return Observe(record.name, State.FAILED, reason + kept, before)
+
+
+def _prompted(record: ExpertRecord, seen: Mapping[str, Observe]) -> Observe:
+    backend = record.card.backend
+    name = backend.engine if isinstance(backend, PromptedBackend) else ""
+    engine = seen.get(name)
+    if engine is None:
+        return Observe(record.name, State.FAILED, f"its engine {name!r} is not registered", None)
+    if engine.base_url is not None and engine.state is not State.DRAINING:
+        return Observe(record.name, State.READY, "", engine.base_url)
+    state = State.FAILED if engine.state in (State.FAILED, State.DRAINING) else State.STARTING
+    return Observe(record.name, state, f"its engine {name} is {engine.state.value}: {engine.reason}".rstrip(": "), None)
+
+
+def wants_engines(desired: Sequence[ExpertRecord]) -> bool:
+    """Whether anything here needs Ray to run."""
+    return any(isinstance(record.card.backend, EngineBackend) and not record.removed for record in desired)
