@@ -188,6 +188,8 @@ class RayCluster:
             MARK: self.mark,
             "SPT_NOENV": "1",  # else setproctitle overwrites the environment by which processes are found again
             "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "2",
+            # Our own drain waits until the engine is idle; Serve would add 30 seconds on top.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
             # On two busy cores HAProxy's actor needs more than the default 5 seconds, and Serve kills it.
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",

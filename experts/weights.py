@@ -178,9 +178,9 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _convert(source: Path, gguf: str, target: Path) -> None:
-    """GGUF -> safetensors in bfloat16, complete or not at all.
+    """GGUF -> safetensors in float32, complete or not at all.
 
-    The 4-bit weights carry less than bfloat16 holds, and an engine asked for float32 widens them on loading.
+    A 4-bit weight is scale * code + offset, whose digits bfloat16 would cut: greedy answers changed.
     """
     try:
         import torch
@@ -195,7 +195,7 @@ def _convert(source: Path, gguf: str, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            source, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
