@@ -1,0 +1,251 @@
+"""`collegium serve` as a process, on a pool of remote URLs, with Ray hidden: it must work without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+import yaml
+from echo_expert import EchoExpert
+
+START = 90.0  # seconds: the encoder takes 10 of them on a busy box
+
+
+@dataclass
+class Serving:
+    """A `collegium serve` process and how to reach it."""
+
+    folder: Path
+    port: int
+    admin_port: int
+    environment: dict[str, str]
+    pool: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}/admin"
+
+    @property
+    def admin_headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {(self.folder / 'admin.key').read_text()}"}
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command(), env=self.environment, start_new_session=True)
+
+    def command(self) -> list[str]:
+        ports = ["--port", str(self.port), "--admin-port", str(self.admin_port)]
+        return [
+            sys.executable,
+            "-m",
+            "collegium.cli.main",
+            "serve",
+            str(self.pool),
+            "--state",
+            str(self.folder),
+            *ports,
+        ]
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "collegium serve ended early"
+            try:
+                if httpx2.get(f"{self.base}/readyz", trust_env=False).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError("the endpoint was not ready")
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def chat(self, text: str, model: str = "auto") -> httpx2.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}]}
+        return httpx2.post(f"{self.base}/v1/chat/completions", json=body, trust_env=False, timeout=30)
+
+    def models(self) -> set[str]:
+        return {row["id"] for row in httpx2.get(f"{self.base}/v1/models", trust_env=False).json()["data"]}
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[EchoExpert]:
+    with EchoExpert() as expert:
+        yield expert
+
+
+@pytest.fixture(scope="module")
+def serving(echo: EchoExpert, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with _serving(echo, tmp_path_factory.mktemp("serve")) as running:
+        yield running
+
+
+@contextmanager
+def _serving(echo: EchoExpert, folder: Path) -> Iterator[Serving]:
+    hidden = folder / "hidden"
+    for package in ("ray", "vllm"):
+        (hidden / package).mkdir(parents=True)
+        (hidden / package / "__init__.py").write_text("raise ImportError('this package is hidden in this test')")
+    pool = folder / "pool.yaml"
+    pool.write_text(yaml.safe_dump([_card("general", echo.url, generalist=True)]))
+    port, admin_port = _free_ports()
+    environment = {**os.environ, "PYTHONPATH": str(hidden)}
+    running = Serving(folder / "state", port, admin_port, environment, pool)
+    running.start()
+    try:
+        running.wait_ready()
+        yield running
+        assert running.stop() == 0
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+
+
+def _card(name: str, url: str, **more: object) -> dict[str, object]:
+    return {"name": name, "backend": {"kind": "remote", "url": url, "model": "echo"}, **more}
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
+
+
+def test_answers_without_ray(serving: Serving) -> None:
+    answer = serving.chat("hello there")
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == "hello there"
+    assert answer.headers["x-collegium-expert"] == answer.json()["model"] == "general"
+    assert answer.headers["x-collegium-router"].startswith("starter")
+
+
+def test_an_expert_added_live_disturbs_nobody(serving: Serving, echo: EchoExpert) -> None:
+    failures: list[str] = []
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.is_set():
+            answer = serving.chat("hello")
+            if answer.status_code != 200:
+                failures.append(answer.text)
+
+    asking = threading.Thread(target=loop)
+    asking.start()
+    try:
+        mathematics = _card("math", echo.url, domains={"math": 0.9}, admitted=["math"])
+        assert (
+            httpx2.post(f"{serving.admin}/experts", json=mathematics, headers=serving.admin_headers).status_code == 201
+        )
+        _until(lambda: "math" in serving.models())
+        routed = serving.chat("Solve the equation 3x + 5 = 20 for x.")
+        assert routed.headers["x-collegium-expert"] == "math"
+        assert httpx2.delete(f"{serving.admin}/experts/math", headers=serving.admin_headers).status_code < 300
+        _until(lambda: "math" not in serving.models())
+        assert serving.chat("Solve the equation 3x + 5 = 20 for x.").headers["x-collegium-expert"] == "general"
+    finally:
+        done.set()
+        asking.join()
+    assert failures == []
+
+
+def test_a_second_one_on_the_same_folder_is_refused(serving: Serving) -> None:
+    second = subprocess.run(serving.command(), env=serving.environment, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert f"process {serving.process.pid}" in second.stderr and serving.base in second.stderr
+
+
+def test_a_taken_port_is_named(serving: Serving, tmp_path: Path) -> None:
+    command = serving.command()
+    command[command.index("--state") + 1] = str(tmp_path / "other")
+    second = subprocess.run(command, env=serving.environment, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert f"127.0.0.1:{serving.port}" in second.stderr and "--port" in second.stderr
+
+
+def test_the_edge_killed_is_replaced_and_no_connection_is_refused(serving: Serving) -> None:
+    edge = _child(serving.process.pid, "collegium.serve.edge")
+    edge.kill()
+    answer = serving.chat("hello again")  # waits in the socket that the supervisor holds
+    assert answer.status_code == 200
+    assert _child(serving.process.pid, "collegium.serve.edge").pid != edge.pid
+
+
+def test_killed_and_started_again_it_has_the_same_experts(echo: EchoExpert, tmp_path: Path) -> None:
+    with _serving(echo, tmp_path) as serving:
+        extra = _card("extra", echo.url, domains={"law": 0.9}, admitted=["law"])
+        assert httpx2.post(f"{serving.admin}/experts", json=extra, headers=serving.admin_headers).status_code == 201
+        _until(lambda: "extra" in serving.models())
+        children = psutil.Process(serving.process.pid).children(recursive=True)
+        serving.process.kill()
+        serving.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, "the edge and the reconciler end with their supervisor"
+        serving.start()
+        serving.wait_ready()
+        _until(lambda: serving.models() == {"auto", "general", "extra"})
+        records = httpx2.get(f"{serving.admin}/experts", headers=serving.admin_headers).json()
+        assert sorted(record["name"] for record in _rows(records)) == ["extra", "general"]
+
+
+def _rows(data: object) -> list[dict[str, str]]:
+    rows = data["data"] if isinstance(data, dict) and "data" in data else data
+    assert isinstance(rows, list)
+    return rows
+
+
+def test_the_state_folder_is_private(serving: Serving) -> None:
+    assert serving.folder.stat().st_mode & 0o077 == 0
+    for secret in ("admin.key", "internal.key"):
+        assert (serving.folder / secret).stat().st_mode & 0o077 == 0
+
+
+def test_stop_ends_it_from_another_terminal(echo: EchoExpert, tmp_path: Path) -> None:
+    with _serving(echo, tmp_path) as serving:
+        command = [sys.executable, "-m", "collegium.cli.main", "stop", "--state", str(serving.folder)]
+        stopped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert stopped.stdout.strip() == "stopped"
+        assert serving.process.wait(10) == 0
+
+
+def test_metrics_and_logs_hold_no_prompt(serving: Serving) -> None:
+    canary = "canary-prompt-7391"
+    assert serving.chat(f"hello {canary}").status_code == 200
+    metrics = httpx2.get(f"{serving.base}/metrics", trust_env=False).text
+    assert "collegium_" in metrics and canary not in metrics
+    for log in (serving.folder / "logs").iterdir():
+        assert canary not in log.read_text(), log.name
+
+
+def _child(pid: int, module: str) -> psutil.Process:
+    found = [child for child in psutil.Process(pid).children() if module in " ".join(child.cmdline())]
+    assert len(found) == 1, json.dumps([child.cmdline() for child in found])
+    return found[0]
+
+
+def _until(condition: object, seconds: float = 15.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
