@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ class EncoderId:
 class Encoder:
     """Texts -> unit vectors of `dimensions` float32.
 
-    `encode` takes one prompt alone, so a vector never depends on padding or on who else asks. Thread-safe.
+    `encode` takes one prompt alone, on one core: a vector never depends on padding, on who else asks, or on how many
+    cores there are, and a busy machine does not stall it on its slowest core. Thread-safe.
     """
 
     def __init__(self, model: SentenceTransformer, identity: EncoderId, tokens: int) -> None:
@@ -49,6 +51,7 @@ class Encoder:
         self._lock = threading.Lock()  # fast tokenizers cannot be borrowed twice
         self._model.max_seq_length = tokens
         self.identity = identity
+        self.tokens = tokens
 
     @property
     def dimensions(self) -> int:
@@ -56,7 +59,7 @@ class Encoder:
 
     def encode(self, text: str) -> NDArray[np.float32]:
         """The vector of one prompt, shape (dimensions,)."""
-        with self._lock:
+        with self._lock, _one_thread():
             vector: NDArray[np.float32] = self._model.encode(text, normalize_embeddings=True, show_progress_bar=False)
         return vector
 
@@ -103,6 +106,18 @@ def load_encoder(identity: EncoderId, tokens: int, locate: Locate = as_given) ->
             f"SHA-256 {checksum[:12]}..., expected {identity.checksum[:12]}..."
         )
     return Encoder(model, EncoderId(identity.model, identity.revision, checksum), tokens)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def weights_checksum(model: SentenceTransformer) -> str:

@@ -48,9 +48,9 @@ class EncoderRecord(_Strict):
 class TextRecord(_Strict):
     """What of a text is read: its first `head` and last `tail` characters, then at most `tokens` tokens."""
 
-    head: int = Field(700, ge=1, le=8_000)
-    tail: int = Field(300, ge=0, le=8_000)
-    tokens: int = Field(256, ge=8, le=8_192)
+    head: int = Field(400, ge=1, le=8_000)
+    tail: int = Field(200, ge=0, le=8_000)
+    tokens: int = Field(160, ge=8, le=8_192)
 
 
 class DataRecord(_Strict):

@@ -17,6 +17,7 @@ _RAW_CHARACTERS = 4 * MAX_CHARACTERS
 # Default_Ignorable_Code_Point): grapheme joiner, Hangul and Khmer fillers, variation selectors.
 _IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0000-\U000e0fff]")
 _DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
+_ASCII_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TEXT_PARTS = ("text", "input_text")
 _SPACES = re.compile(r"[^\S\n]+")
 
@@ -30,6 +31,8 @@ _POINTS_BACK = re.compile(
 
 def normalise(text: str) -> str:
     """NFKC without control, format, surrogate and other invisible characters; runs of blanks become one."""
+    if text.isascii():
+        return _SPACES.sub(" ", _ASCII_CONTROLS.sub("", text)).strip()
     composed = unicodedata.normalize("NFKC", "".join(filter(_is_no_surrogate, text)))
     seen = "".join(
         character

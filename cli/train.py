@@ -1,0 +1,99 @@
+"""`collegium train`: labelled prompts -> router artefact -> report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..experts.weights import locate
+from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
+from ..router.manifest import ArtefactError, Manifest, check_target
+from ..training.data import Columns, DataError, Prompt, load_prompts
+from ..training.train import Options, Report, Trained, train_frozen
+
+CACHE = Path("~/.cache/collegium/features")
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the artefact; replaced if it is one."
+)
+@click.option("--text-column", default="text", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Hub id, folder, or wheel:NAME.")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--name", help="Name of the router.  [default: the folder's]")
+@click.option(
+    "--precision", default=0.9, show_default=True, help="Abstain so that this share of routed prompts is right."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--cache",
+    envvar="COLLEGIUM_FEATURES",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CACHE,
+    show_default=True,
+    help="Encoder vectors are kept here, so that an interrupted run goes on.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    data: Path,
+    out: Path,
+    text_column: str,
+    label_column: str,
+    encoder: str,
+    revision: str | None,
+    name: str | None,
+    precision: float,
+    seed: int,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Train a router from DATA, a JSONL or CSV file (also .gz) with a text and a label column."""
+    try:
+        options = Options(name=name or out.absolute().name, seed=seed, precision=precision)
+        check_target(out)
+        prompts = load_prompts(data, Columns(text_column, label_column))
+        trained = _train(prompts, EncoderId(encoder, revision), options, cache.expanduser())
+        manifest = trained.save(out)
+    except (DataError, ArtefactError, EncoderError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or cache}: {error.strerror}") from error
+    if as_json:
+        click.echo(json.dumps({"version": manifest.version, "path": str(out), **trained.report.as_dict()}))
+    else:
+        _print(trained.report, manifest, out)
+
+
+def _train(prompts: list[Prompt], encoder: EncoderId, options: Options, cache: Path) -> Trained:
+    with Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar:
+        task = bar.add_task(f"reading {len(prompts)} prompts", total=len(prompts))
+        loaded = load_encoder(encoder, options.text.tokens, locate)
+        return train_frozen(
+            prompts, loaded, options, cache, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _print(report: Report, manifest: Manifest, out: Path) -> None:
+    console, held = Console(), report.held_out
+    table = Table("domain", "rows", "precision", "recall", "F1", title="held-out prompts")
+    for domain in held.domains:
+        precision = "-" if domain.precision is None else f"{domain.precision:.3f}"
+        table.add_row(domain.domain, str(domain.rows), precision, f"{domain.recall:.3f}", f"{domain.f1:.3f}")
+    console.print(table)
+    console.print(
+        f"accuracy {held.accuracy:.3f}, macro-F1 {held.macro_f1:.3f}, ECE {held.ece:.3f} "
+        f"({report.ece_before:.3f} before temperature {report.temperature:.2f}), Brier {held.brier:.3f}"
+    )
+    right = "none of them" if held.precision is None else f"{held.precision:.1%} of them"
+    console.print(f"threshold {held.threshold:.3f}: {held.coverage:.1%} of prompts are routed, {right} right")
+    if report.duplicates:
+        console.print(f"{report.duplicates} near-duplicates were kept on one side of every split")
+    console.print(f"wrote {manifest.version} to {out}", soft_wrap=True)
