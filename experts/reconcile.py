@@ -87,38 +87,38 @@ def plan(desired: Sequence[ExpertRecord], actual: Actual) -> list[Action]:
     """
     actions: list[Action] = []
     seen: dict[str, Observe] = {}
-    for record in desired:
-        if not isinstance(record.card.backend, PromptedBackend):
-            for action in _for_record(record, actual):
-                if isinstance(action, Observe):
-                    seen[action.expert] = action
-                actions.append(action)
-    for record in desired:
-        if isinstance(record.card.backend, PromptedBackend):
-            actions += _removal(record, actual, []) if record.removed else [_prompted(record, seen)]
+    for record in sorted(desired, key=_is_prompted):
+        apps = [app for app in (actual.apps or {}).values() if app.expert == record.name]
+        for action in _for_record(record, actual, apps, seen):
+            if isinstance(action, Observe):
+                seen[action.expert] = action
+            actions.append(action)
     known = {record.name for record in desired}
     if known:
-        strangers = [app for app in (actual.apps or {}).values() if app.expert not in known]
-        actions += _deletions(strangers, actual)
+        actions += _deletions([app for app in (actual.apps or {}).values() if app.expert not in known], actual)
     return actions
 
 
-def _for_record(record: ExpertRecord, actual: Actual) -> Iterator[Action]:
-    if isinstance(record.card.backend, RemoteBackend):
-        # An engine that this name had before its card became a URL goes when the URL answers.
-        old = [app for app in (actual.apps or {}).values() if app.expert == record.name]
-        if record.removed:
-            yield from _removal(record, actual, old)
-            return
-        yield (observed := _remote(record, record.card.backend, actual))
-        if observed.state is State.READY:
-            yield from _deletions(old, actual)
-        return
-    if actual.apps is None:
-        yield _unknown(record, actual)
-        return
-    apps = [app for app in actual.apps.values() if app.expert == record.name]
-    yield from _removal(record, actual, apps) if record.removed else _engine(record, actual, apps)
+def _is_prompted(record: ExpertRecord) -> bool:
+    return isinstance(record.card.backend, PromptedBackend)
+
+
+def _for_record(
+    record: ExpertRecord, actual: Actual, apps: Sequence[App], seen: Mapping[str, Observe]
+) -> Iterator[Action]:
+    backend = record.card.backend
+    if isinstance(backend, EngineBackend):
+        if actual.apps is None:
+            yield _unknown(record, actual)
+        else:
+            yield from _removal(record, actual, apps) if record.removed else _engine(record, actual, apps)
+    elif record.removed:
+        yield from _removal(record, actual, apps)
+    else:
+        yield (
+            _remote(record, backend, actual) if isinstance(backend, RemoteBackend) else _prompted(record, backend, seen)
+        )
+        yield from _deletions(apps, actual)  # an engine that this name had before its card changed
 
 
 def _removal(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterator[Action]:
@@ -179,9 +179,8 @@ def _failed(record: ExpertRecord, reason: str, before: str | None) -> Observe:
     return Observe(record.name, State.FAILED, reason + kept, before)
 
 
-def _prompted(record: ExpertRecord, seen: Mapping[str, Observe]) -> Observe:
-    backend = record.card.backend
-    name = backend.engine if isinstance(backend, PromptedBackend) else ""
+def _prompted(record: ExpertRecord, backend: PromptedBackend, seen: Mapping[str, Observe]) -> Observe:
+    name = backend.engine
     engine = seen.get(name)
     if engine is None:
         return Observe(record.name, State.FAILED, f"its engine {name!r} is not registered", None)
