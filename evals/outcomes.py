@@ -1,8 +1,8 @@
 """Importers: recorded answers of others, as our samples and records, so that policies are judged without any GPU.
 
 Every importer says what it does with a missing answer. `correct: null` (the model's file lacks the question) gives no
-record: such a question is left out for every expert, so that all are compared on the same ones. An answer that could not
-be read is a record with `answer` None and counts as wrong.
+record: such a question is left out for every expert, so that all are compared on the same ones. An answer that could
+not be read is a record with `answer` None and counts as wrong.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""Ask several experts, weigh their answers by log-odds of quality, stop when a further call is not worth it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .decision import Score
+
+# Qualities are estimates: none may silence an expert or make it infallible.
+QUALITY_RANGE = (0.03, 0.97)
+LEAST_WEIGHT = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """An expert's answer in a form in which equal answers are equal, or None where it could not be read."""
+
+    expert: str
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallPolicy:
+    """When to ask one expert more.
+
+    `call_price`: the gain in probability of a right answer that a call must promise; 0 asks while any bundle of further
+    calls could still overturn the leader. `trust`: the share of its log-odds that a vote counts, under 1 because
+    experts err alike. `max_calls` bounds a question's calls.
+    """
+
+    call_price: float = 0.01
+    max_calls: int = 6
+    trust: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.call_price < 1 or not 0 < self.trust <= 1 or self.max_calls < 1:
+            raise ValueError(
+                f"call_price {self.call_price}, trust {self.trust}, max_calls {self.max_calls}: "
+                "need 0 <= call_price < 1, 0 < trust <= 1, max_calls of 1 or more"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """The answer that leads, or None while nobody gave a readable one, and its probability under the model."""
+
+    answer: str | None
+    probability: float
+    calls: int
+
+
+def next_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy) -> str | None:
+    """The expert to ask now, or None: the leader stands.
+
+    Experts are asked in the order of `scores`, a decision's, best first. `alternatives` is how many answers the
+    question allows (a guess serves where it is open).
+
+    The model: expert e is right with probability quality(e), and otherwise gives any wrong answer equally often. Under
+    it a bundle of the next j experts gains, where all j agree on another answer than the leader's, the excess of that
+    answer's probability over the leader's; one such bundle must gain `call_price` a call. Looking at bundles matters:
+    after one answer no single second one can overturn it, two can.
+    """
+    asked = {vote.expert for vote in votes}
+    waiting = [score for score in scores if score.excluded is None and score.expert not in asked]
+    waiting = waiting[: policy.max_calls - len(votes)]
+    if not waiting:
+        return None
+    shares = _shares(scores, votes, alternatives, policy)
+    if not shares:
+        return waiting[0].expert
+    leader = max(shares.values())
+    rivals = sorted(shares.values(), reverse=True)[1:]
+    unseen = alternatives - len(shares)
+    per_unseen = _unseen_share(shares, unseen)
+    agree = differ = 1.0
+    for size, score in enumerate(waiting, start=1):
+        quality = _bounded(score.quality)
+        agree *= quality
+        differ *= (1 - quality) / max(alternatives - 1, 1)
+        gain = sum(max(0.0, rival * agree - leader * differ) for rival in rivals)
+        gain += unseen * max(0.0, per_unseen * agree - leader * differ)
+        if gain > policy.call_price * size:
+            return waiting[0].expert
+    return None
+
+
+def consensus(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy) -> Consensus:
+    """The answer with the most weight; of equals the one given first."""
+    shares = _shares(scores, votes, alternatives, policy)
+    if not shares:
+        return Consensus(None, 0.0, len(votes))
+    answer = max(shares, key=lambda given: shares[given])
+    return Consensus(answer, shares[answer], len(votes))
+
+
+def _shares(
+    scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy
+) -> Mapping[str, float]:
+    """Probability of each answer given so far; what is left belongs to the answers nobody gave."""
+    if alternatives < 2:
+        raise ValueError(f"a question with {alternatives} possible answers has nothing to vote on; need 2 or more")
+    quality = {score.expert: score.quality for score in scores}
+    weights: dict[str, float] = {}
+    for vote in votes:
+        if vote.answer is not None:
+            weight = policy.trust * _weight(quality[vote.expert], alternatives)
+            weights[vote.answer] = weights.get(vote.answer, 0.0) + weight
+    total = sum(map(math.exp, weights.values())) + max(0, alternatives - len(weights))
+    return {answer: math.exp(weight) / total for answer, weight in weights.items()}
+
+
+def _weight(quality: float, alternatives: int) -> float:
+    """Log-odds that a vote is for the right answer against any one wrong answer (Nitzan and Paroush 1982)."""
+    bounded = _bounded(quality)
+    return max(LEAST_WEIGHT, math.log(bounded * (alternatives - 1) / (1 - bounded)))
+
+
+def _unseen_share(shares: Mapping[str, float], unseen: int) -> float:
+    return max(0.0, 1 - sum(shares.values())) / unseen if unseen > 0 else 0.0
+
+
+def _bounded(quality: float) -> float:
+    return min(max(quality, QUALITY_RANGE[0]), QUALITY_RANGE[1])
