@@ -30,6 +30,7 @@ class Exchange:
     streamed: bool = False
     bytes_in: int = 0
     bytes_out: int = 0
+    malformed: int = 0
     classified: float | None = None
     first_byte: float | None = None
 

@@ -183,9 +183,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--registry", help="SQLAlchemy URL; default: the state folder's SQLite")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument(
-        "--fd", type=int, help="inherited listening socket, instead of host and port"
-    )
+    parser.add_argument("--fd", type=int, help="inherited listening socket, instead of host and port")
     parser.add_argument("--router", help="router folder; default: the promoted one, else the starter")
     parser.add_argument("--cost-weight", type=float, default=0.0)
     parser.add_argument("--classifier-budget", type=float, default=standard.classifier_budget, help="seconds")

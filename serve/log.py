@@ -68,6 +68,7 @@ def log_exchange(exchange: Exchange) -> None:
                 "classified": _rounded(exchange.classified),
                 "bytes_in": exchange.bytes_in,
                 "bytes_out": exchange.bytes_out,
+                "malformed": exchange.malformed,
             }
         },
     )

@@ -14,7 +14,7 @@ from .prepare import upstream_body
 from .requests import Api, Request
 from .settings import EdgeSettings
 from .snapshot import Target
-from .sse import EventTooLongError, Parser
+from .sse import Event, EventTooLongError, Parser
 from .streams import Stream, whole_answer
 from .upstream_errors import translated
 
@@ -160,13 +160,30 @@ class Relay:
                 events = parser.feed(chunk)
             except EventTooLongError as error:
                 raise ApiError("upstream_invalid_response", f"{target.expert} sent too long an event.") from error
-            ready = [data for event in events if (data := stream.take(event)) is not None]
-            if ready:
-                await answer.open_stream()
-                await answer.write(b"".join(ready))
+            if await _pass_on(events, stream, answer):
                 clock.allow(self._settings.between_events, "total_timeout")
             if stream.ended:
                 return
+
+
+async def _pass_on(events: list[Event], stream: Stream, answer: Answer) -> bool:
+    """Forward what came in one portion; whether there was anything.
+
+    Before an error, what came with it is delivered if the stream has begun; else the error still gets its status.
+    """
+    ready: list[bytes] = []
+    failure = None
+    try:
+        ready.extend(data for event in events if (data := stream.take(event)) is not None)
+    except ApiError as error:
+        failure = error
+    answer.exchange.malformed = stream.malformed
+    if ready and (failure is None or answer.started):
+        await answer.open_stream()
+        await answer.write(b"".join(ready))
+    if failure is not None:
+        raise failure
+    return bool(ready)
 
 
 def _headers(api: Api, target: Target, request_id: str) -> dict[str, str]:
