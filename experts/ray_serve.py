@@ -6,6 +6,7 @@ Only this module and the Ray command line know Ray; it is imported when a connec
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,8 @@ class RayServe:
             from ray import serve
         except ImportError as error:
             raise RayError(f"Ray cannot be imported ({error}); run: pip install 'collegium[cpu]'") from error
+        # At a lower level Serve logs an application's environment, and the engine's key is in it.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         with _translated("Ray cannot be joined"):
             ray.shutdown()
             ray.init(self._address, namespace="collegium", log_to_driver=False, configure_logging=False)
@@ -127,7 +130,7 @@ class RayServe:
         expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
         phase = _PHASES[str(overview.status.value)]
         messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
-        reason = "" if phase == "running" else failure_reason("\n".join(messages))
+        reason = phase_reason(phase, str(overview.status.value), "\n".join(messages))
         return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1")
 
 
@@ -180,6 +183,19 @@ def _variables(backend: EngineBackend, source: str, key: str) -> dict[str, str]:
         # Measured for the 135M model: process and weights take most of the memory, a quarter is left for the cache.
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, int(backend.memory_gb / 4)))
     return variables
+
+
+def phase_reason(phase: Phase, status: str, message: str) -> str:
+    """Why an application is not running, in words; empty where there is nothing to say."""
+    if phase == "failed":
+        return failure_reason(message)
+    if status == "UNHEALTHY":
+        return "the engine stopped answering; Ray starts it again"
+    if phase == "starting" and "to be scheduled" in message:
+        return "Ray starts its process, or waits for CPUs or GPUs that are free"
+    if phase == "starting" and "to initialize" in message:
+        return "the engine loads the model"
+    return ""
 
 
 def failure_reason(message: str) -> str:

