@@ -46,10 +46,17 @@ class Engines:
         self._wanted = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def close(self, patience: float = 10.0) -> None:
+        """Let go of Ray and leave what runs on it; work that hangs is left behind after `patience` seconds."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(patience)
 
     @property
     def alive(self) -> bool:
@@ -71,7 +78,7 @@ class Engines:
 
     def _run(self) -> None:
         pause = 1.0
-        while True:
+        while not self._closing.is_set():
             try:
                 self._step()
                 pause = 1.0
@@ -79,7 +86,7 @@ class Engines:
                 _log(f"{error}; next try in {pause:.0f} s")
                 self._serve = None
                 self._view = replace(self._view, apps=None, trouble=str(error), idle=frozenset())
-                time.sleep(pause)
+                self._closing.wait(pause)
                 pause = min(pause * 2, 60.0)
             self._wake.wait(0.5)
             self._wake.clear()

@@ -47,6 +47,7 @@ class Reconciler:
             RuntimeError: the engines' thread ended.
         """
         while not stop.is_set():
+            stop_on_signals(stop)  # again and again: joining Ray puts handlers of its own in their place
             try:
                 self.tick()
                 self._say("")
@@ -110,6 +111,11 @@ class Reconciler:
         self._trouble = trouble
 
 
+def stop_on_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m collegium.experts.reconciler", description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="state folder")
@@ -118,8 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     die_with_parent()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on_signals(stop)
     state = StateFolder(options.state)
     if options.ray_address is None:
         os.environ.pop("RAY_ADDRESS", None)
@@ -134,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         Reconciler(registry, engines, probes).run(stop)
     finally:
+        engines.close()
         probes.close()
         registry.close()
     return 0
