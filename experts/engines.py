@@ -14,7 +14,7 @@ import psutil
 from .card import Card, CardError, EngineBackend
 from .plan import GIB
 from .ray_cluster import RayCluster, RayError
-from .ray_serve import App, RayServe
+from .ray_serve import App, RayServe, preload
 from .reconcile import Delete, Deploy, GiveUp
 from .state import StateFolder
 
@@ -109,6 +109,8 @@ class Engines:
             if not self._wanted and not self._cluster.running():
                 return False
             self._view = replace(self._view, trouble="Ray starts")
+            if not self._cluster.running():
+                threading.Thread(target=preload, name="preload", daemon=True).start()
             _log("Ray started" if self._cluster.ensure() else "adopted the Ray that runs")
             address, host, port = self._cluster.address, "127.0.0.1", self._cluster.http_port
         serve = RayServe(address or "auto", self._internal_key, host, port)

@@ -9,8 +9,9 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,9 +104,11 @@ class RayServe:
             RayError: Serve refuses the application.
             WeightsError: the model cannot be found.
         """
-        from ray import serve
-        from ray.serve.llm import LLMConfig, build_openai_app
-
+        try:
+            from ray import serve
+            from ray.serve.llm import LLMConfig, build_openai_app
+        except ImportError as error:
+            raise RayError(f"ray.serve.llm cannot be imported ({error}); run: collegium doctor") from error
         if not isinstance(card.backend, EngineBackend):
             raise TypeError(f"expert {card.name!r} has a {card.backend.kind} backend, which runs no engine")
         settings = engine_settings(card, locate(card.backend.model), engine_key(self._internal_key, card.name))
@@ -132,6 +135,12 @@ class RayServe:
         messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
         reason = phase_reason(phase, str(overview.status.value), "\n".join(messages))
         return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1")
+
+
+def preload() -> None:
+    """Import what `deploy` needs (vLLM and torch come with it: ten seconds and more) while Ray is waited for."""
+    with suppress(ImportError):
+        import_module("ray.serve.llm")
 
 
 def engine_settings(card: Card, source: str, key: str) -> dict[str, Any]:
