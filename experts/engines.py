@@ -88,8 +88,12 @@ class Engines:
                 self._view = replace(self._view, apps=None, trouble=str(error), idle=frozenset())
                 self._closing.wait(pause)
                 pause = min(pause * 2, 60.0)
-            self._wake.wait(0.5)
+            self._wake.wait(2.0 if self._is_steady() else 0.5)
             self._wake.clear()
+
+    def _is_steady(self) -> bool:
+        apps = self._view.apps or {}
+        return bool(apps) and not self._watched and all(app.phase == "running" for app in apps.values())
 
     def _step(self) -> None:
         if self._serve is None and not self._join():
