@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import binom, binomtest
 
 Bools = NDArray[np.bool_]
@@ -101,3 +101,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[position]))
         adjusted[position] = running
     return adjusted
+
+
+def unpaired_gain(right_a: int, right_b: int, n: int, confidence: float = 0.95) -> Interval:
+    """Difference of two shares of the same `n`, pairs unknown: Newcombe's hybrid of Wilson's intervals (1998)."""
+    a, b = wilson(right_a, n, confidence), wilson(right_b, n, confidence)
+    difference = a.value - b.value
+    low = difference - float(np.hypot(a.value - a.low, b.high - b.value))
+    high = difference + float(np.hypot(a.high - a.value, b.value - b.low))
+    return Interval(difference, low, high)
+
+
+def unpaired_greater(right_a: int, right_b: int, n: int) -> float:
+    """One-sided p of "A is not better than B", two proportions of the same `n`, pairs unknown (pooled z-test)."""
+    pooled = (right_a + right_b) / (2 * n)
+    if pooled in (0.0, 1.0):
+        return 0.5
+    z = (right_a - right_b) / np.sqrt(2 * n * pooled * (1 - pooled))
+    return float(ndtr(-z))

@@ -43,10 +43,8 @@ def headline(judgement: Judgement) -> str:
         verdict = "Routing loses"
     kept = f"{judgement.n:,} questions" + (f" ({judgement.dropped:,} left out)" if judgement.dropped else "")
     routed, best = _pct(judgement.accuracies["routed"]), _pct(judgement.accuracies["best_single"])
-    return (
-        f"{verdict}: {routed} % against {best} % of the best single expert, {difference(gain)}; against the generalist {difference(judgement.against_generalist)}. "
-        f"{kept}.\n{judgement.advice}"
-    )
+    against = f"{difference(gain)}; against the generalist {difference(judgement.against_generalist)}"
+    return f"{verdict}: {routed} % against {best} % of the best single expert, {against}. {kept}.\n{judgement.advice}"
 
 
 def difference(comparison: Comparison) -> str:

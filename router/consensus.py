@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from .decision import Score
 
-# Qualities are estimates: none may silence an expert or make it infallible.
-QUALITY_RANGE = (0.03, 0.97)
+# Qualities are estimates: none may make an expert infallible, or its vote count for nothing.
+MOST_QUALITY = 0.97
 LEAST_WEIGHT = 0.01
 
 
@@ -44,10 +44,10 @@ class CallPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """The answer that leads, or None while nobody gave a readable one, and its probability under the model."""
+    """The answer that leads, or None while nobody gave a readable one; `shares` is p(right) of each answer given."""
 
     answer: str | None
-    probability: float
+    shares: Mapping[str, float]
     calls: int
 
 
@@ -57,7 +57,7 @@ def next_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int,
     Experts are asked in the order of `scores`, a decision's, best first. `alternatives` is how many answers the
     question allows (a guess serves where it is open).
 
-    The model: expert e is right with probability quality(e), and otherwise gives any wrong answer equally often. Under
+    The model: an expert is right with probability `trusted(quality)`, otherwise any wrong answer is as likely. Under
     it a bundle of the next j experts gains, where all j agree on another answer than the leader's, the excess of that
     answer's probability over the leader's; one such bundle must gain `call_price` a call. Looking at bundles matters:
     after one answer no single second one can overturn it, two can.
@@ -72,13 +72,13 @@ def next_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int,
         return waiting[0].expert
     leader = max(shares.values())
     rivals = sorted(shares.values(), reverse=True)[1:]
-    unseen = alternatives - len(shares)
-    per_unseen = _unseen_share(shares, unseen)
+    unseen = max(0, alternatives - len(shares))
+    per_unseen = max(0.0, 1 - sum(shares.values())) / unseen if unseen else 0.0
     agree = differ = 1.0
     for size, score in enumerate(waiting, start=1):
-        quality = _bounded(score.quality)
+        quality = trusted(score.quality, alternatives, policy.trust)
         agree *= quality
-        differ *= (1 - quality) / max(alternatives - 1, 1)
+        differ *= (1 - quality) / (alternatives - 1)
         gain = sum(max(0.0, rival * agree - leader * differ) for rival in rivals)
         gain += unseen * max(0.0, per_unseen * agree - leader * differ)
         if gain > policy.call_price * size:
@@ -89,10 +89,20 @@ def next_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int,
 def consensus(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy) -> Consensus:
     """The answer with the most weight; of equals the one given first."""
     shares = _shares(scores, votes, alternatives, policy)
-    if not shares:
-        return Consensus(None, 0.0, len(votes))
-    answer = max(shares, key=lambda given: shares[given])
-    return Consensus(answer, shares[answer], len(votes))
+    answer = max(shares, key=lambda given: shares[given]) if shares else None
+    return Consensus(answer, shares, len(votes))
+
+
+def trusted(quality: float, alternatives: int, trust: float) -> float:
+    """The quality whose log-odds against any one wrong answer are `trust` times those of `quality`.
+
+    Log-odds of this kind are the weights that make the best group decision of independent voters (Nitzan and Paroush
+    1982); what is under the guessing rate is lifted just over it.
+    """
+    bounded = min(max(quality, 0.0), MOST_QUALITY)
+    odds = bounded * (alternatives - 1) / (1 - bounded)
+    factor = math.exp(trust * max(LEAST_WEIGHT, math.log(odds) if odds > 0 else LEAST_WEIGHT))
+    return factor / (factor + alternatives - 1)
 
 
 def _shares(
@@ -102,24 +112,10 @@ def _shares(
     if alternatives < 2:
         raise ValueError(f"a question with {alternatives} possible answers has nothing to vote on; need 2 or more")
     quality = {score.expert: score.quality for score in scores}
-    weights: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for vote in votes:
         if vote.answer is not None:
-            weight = policy.trust * _weight(quality[vote.expert], alternatives)
-            weights[vote.answer] = weights.get(vote.answer, 0.0) + weight
-    total = sum(map(math.exp, weights.values())) + max(0, alternatives - len(weights))
-    return {answer: math.exp(weight) / total for answer, weight in weights.items()}
-
-
-def _weight(quality: float, alternatives: int) -> float:
-    """Log-odds that a vote is for the right answer against any one wrong answer (Nitzan and Paroush 1982)."""
-    bounded = _bounded(quality)
-    return max(LEAST_WEIGHT, math.log(bounded * (alternatives - 1) / (1 - bounded)))
-
-
-def _unseen_share(shares: Mapping[str, float], unseen: int) -> float:
-    return max(0.0, 1 - sum(shares.values())) / unseen if unseen > 0 else 0.0
-
-
-def _bounded(quality: float) -> float:
-    return min(max(quality, QUALITY_RANGE[0]), QUALITY_RANGE[1])
+            right = trusted(quality[vote.expert], alternatives, policy.trust)
+            factors[vote.answer] = factors.get(vote.answer, 1.0) * right * (alternatives - 1) / (1 - right)
+    total = sum(factors.values()) + max(0, alternatives - len(factors))
+    return {answer: factor / total for answer, factor in factors.items()}
