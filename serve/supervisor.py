@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -154,8 +155,9 @@ class _Supervisor:
 
     def _admin_server(self) -> uvicorn.Server:
         key = self._settings.state.admin_key()
+        check = partial(check_card, joined=self._settings.ray_address is not None)
         config = uvicorn.Config(
-            create_admin_app(self._registry, key, check_card), log_config=None, access_log=False, lifespan="off"
+            create_admin_app(self._registry, key, check), log_config=None, access_log=False, lifespan="off"
         )
         return _QuietServer(config)
 
@@ -236,7 +238,7 @@ def _seed(registry: Registry, settings: ServeSettings, report: Callable[[str], N
         return
     if not records and not settings.pool:
         raise StartError("the registry is empty; name a pool, e.g.: collegium serve demo")
-    check_pool(settings.pool, records)
+    check_pool(settings.pool, records, joined=settings.ray_address is not None)
     registry.seed(settings.pool)
 
 
