@@ -1,0 +1,187 @@
+"""The command line: what it prints, its exit codes, and that bad input changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from collegium.cli.main import COMMANDS, main
+from collegium.experts.registry import Registry, key_digest
+from collegium.experts.state import StateFolder
+from echo_expert import EchoExpert
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(main, arguments, env={"COLLEGIUM_STATE": str(tmp_path / "state")})
+
+    return invoke
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    opened = Registry(StateFolder(tmp_path / "state").registry_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[EchoExpert]:
+    with EchoExpert() as expert:
+        yield expert
+
+
+def _write(folder: Path, card: object) -> str:
+    file = folder / "card.yaml"
+    file.write_text(yaml.safe_dump(card))
+    return str(file)
+
+
+def _remote(url: str, **more: object) -> dict[str, object]:
+    return {"name": "legal", "backend": {"kind": "remote", "url": url, "model": "echo"}, **more}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(run: Run, name: str) -> None:
+    shown = run(name, "--help")
+    assert shown.exit_code == 0
+    assert shown.output.startswith("Usage:")
+
+
+def test_an_unknown_command_is_named(run: Run) -> None:
+    shown = run("severe")
+    assert shown.exit_code == 2
+    assert "severe" in shown.output
+
+
+def test_an_expert_is_added_listed_shown_and_removed(
+    run: Run, registry: Registry, echo: EchoExpert, tmp_path: Path
+) -> None:
+    added = run("experts", "add", _write(tmp_path, _remote(echo.url, domains={"law": 0.8})))
+    assert (added.exit_code, added.output) == (0, "legal: registered, generation 1\n")
+    assert [row["name"] for row in json.loads(run("experts", "list", "--json").output)] == ["legal"]
+    assert json.loads(run("experts", "show", "legal", "--json").output)["card"]["domains"] == {"law": 0.8}
+    assert yaml.safe_load(run("experts", "show", "legal").output)["state"] == "registered"
+    assert run("experts", "remove", "legal").exit_code == 0
+    assert registry.expert("legal").removed
+
+
+def test_a_replaced_expert_gets_a_new_generation(
+    run: Run, registry: Registry, echo: EchoExpert, tmp_path: Path
+) -> None:
+    run("experts", "add", _write(tmp_path, _remote(echo.url)))
+    again = run("experts", "add", _write(tmp_path, _remote(echo.url, domains={"law": 0.9})))
+    assert again.exit_code == 1 and "'legal' is registered already" in again.output
+    replaced = run("experts", "add", "--replace", _write(tmp_path, _remote(echo.url, domains={"law": 0.9})))
+    assert replaced.exit_code == 0
+    assert registry.expert("legal").generation == 2
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        ({"name": "legal"}, "backend"),
+        (_remote("http://127.0.0.1:9/v1"), "127.0.0.1:9"),
+        (_remote("file:///etc/passwd"), "http://"),
+        (_remote("http://127.0.0.1:9/v1", colour="blue"), "colour is not a known key"),
+        (_remote("http://127.0.0.1:9/v1", admitted=["law"]), "admitted"),
+        ({"name": "x", "backend": {"kind": "prompted", "engine": "nobody", "system_prompt": "Be brief."}}, "nobody"),
+        (
+            {
+                "name": "x",
+                "backend": {"kind": "engine", "model": "/no/such/folder", "accelerator": "cpu", "memory_gb": 1},
+            },
+            "/no/such/folder",
+        ),
+        ([], "card"),
+    ],
+    ids=["no backend", "unreachable", "file url", "unknown key", "undeclared", "no engine", "no model", "a list"],
+)
+def test_a_bad_card_is_refused_and_changes_nothing(
+    run: Run, registry: Registry, tmp_path: Path, card: object, says: str
+) -> None:
+    before = registry.version()
+    refused = run("experts", "add", _write(tmp_path, card))
+    assert refused.exit_code == 1
+    assert says in refused.output
+    assert (registry.version(), registry.experts()) == (before, [])
+
+
+def test_a_file_that_is_no_yaml_is_refused(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "card.yaml"
+    file.write_bytes(b"\xff\xfe{")
+    refused = run("experts", "add", str(file))
+    assert refused.exit_code == 1
+    assert str(file) in refused.output
+
+
+def test_an_unknown_expert_is_named(run: Run) -> None:
+    for action in ("show", "remove"):
+        refused = run("experts", action, "nobody")
+        assert refused.exit_code == 1
+        assert "no expert is named 'nobody'" in refused.output
+
+
+def test_a_key_is_shown_once_and_kept_as_a_digest(run: Run, registry: Registry) -> None:
+    created = run("keys", "create", "team")
+    secret = created.output.strip()
+    assert created.exit_code == 0 and secret.startswith("sk-")
+    assert [key.digest for key in registry.keys()] == [key_digest(secret)]
+    assert run("keys", "list").output == "team\tall experts\n"
+    assert run("keys", "create", "team").exit_code == 1
+    assert run("keys", "remove", "team").exit_code == 0
+    assert registry.keys() == []
+
+
+def test_a_key_for_an_unknown_expert_is_refused(run: Run, registry: Registry) -> None:
+    refused = run("keys", "create", "team", "--experts", "nobody")
+    assert refused.exit_code == 1 and "nobody" in refused.output
+    assert registry.keys() == []
+
+
+def test_a_damaged_registry_is_a_sentence_not_a_trace(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / "registry.db").write_bytes(b"this is no database" * 500)
+    refused = run("experts", "list")
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: the registry cannot be opened")
+
+
+def test_serve_without_a_pool_or_experts_says_what_to_do(run: Run) -> None:
+    refused = run("serve", "--port", "18461", "--admin-port", "18462")
+    assert refused.exit_code == 1
+    assert "collegium serve demo" in refused.output
+
+
+def test_serve_names_the_builtin_pools_when_one_is_unknown(run: Run) -> None:
+    refused = run("serve", "specialists-900b")
+    assert refused.exit_code == 1
+    for name in ("demo", "specialists-7b", "specialists-70b"):
+        assert name in refused.output
+
+
+def test_ask_says_that_nothing_listens(run: Run) -> None:
+    refused = run("ask", "hello", "--endpoint", "http://127.0.0.1:9/v1")
+    assert refused.exit_code == 1
+    assert "collegium serve" in refused.output
+
+
+def test_ask_streams_the_answer_and_names_the_expert(run: Run, echo: EchoExpert) -> None:
+    answered = run("ask", "how are you", "--endpoint", echo.url)
+    assert answered.exit_code == 0
+    assert "how are you" in answered.output
+
+
+def test_ask_tells_an_answer_that_broke_off(run: Run, echo: EchoExpert) -> None:
+    for fault in ("!silent answer", "!midway answer"):
+        broken = run("ask", fault, "--endpoint", echo.url)
+        assert broken.exit_code == 1
+        assert "broke off" in broken.output
