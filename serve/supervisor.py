@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -113,13 +113,13 @@ class _Supervisor:
         hurry = asyncio.Event()
         _on_signals(stop, hurry)
         admin = self._admin_server()
-        tasks = [
+        tasks: list[asyncio.Task[None]] = [
             asyncio.create_task(admin.serve(sockets=[self._admin_socket])),
             asyncio.create_task(self._reconciler.run()),
             *(asyncio.create_task(edge.run()) for edge in self._edges),
             asyncio.create_task(self._tell_states()),
         ]
-        stopped = asyncio.create_task(stop.wait())
+        stopped = asyncio.create_task(_set(stop))
         self._report(f"endpoint {self._settings.endpoint}")
         self._report(
             f"admin API http://127.0.0.1:{self._settings.admin_port}/admin, key in "
@@ -138,14 +138,15 @@ class _Supervisor:
         self._report("stopped")
 
     async def _stop_children(self, hurry: asyncio.Event) -> None:
-        patient = asyncio.gather(*(edge.stop(DRAIN) for edge in self._edges), self._reconciler.stop(10))
-        hurried = asyncio.create_task(hurry.wait())
+        children = (*self._edges, self._reconciler)
+        patient = asyncio.create_task(_stop_all(children, DRAIN))
+        hurried = asyncio.create_task(_set(hurry))
         await asyncio.wait([patient, hurried], return_when=asyncio.FIRST_COMPLETED)
         if not patient.done():
             patient.cancel()
             with suppress(asyncio.CancelledError):
                 await patient
-            await asyncio.gather(*(child.stop(0.1) for child in (*self._edges, self._reconciler)))
+            await _stop_all(children, 0.1)
         hurried.cancel()
 
     async def _stop_engines(self) -> None:
@@ -179,6 +180,14 @@ class _Supervisor:
         for name in self._told.keys() - {record.name for record in records}:
             self._report(f"expert {name}: removed")
         self._told = {record.name: (record.state, record.reason) for record in records}
+
+
+async def _stop_all(children: Iterable[Child], patience: float) -> None:
+    await asyncio.gather(*(child.stop(patience) for child in children))
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 class _QuietServer(uvicorn.Server):
