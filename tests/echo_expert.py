@@ -196,8 +196,10 @@ def events(kind: str, text: str, body: dict[str, object]) -> list[bytes]:
         chunks: list[dict[str, object]] = []
         for index, piece in enumerate([*pieces, None]):
             finish = "stop" if piece is None else None
-            delta = {"delta": {"content": piece} if piece else {}} if kind == "chat" else {"text": piece or ""}
-            choice = {"index": 0, **delta, "finish_reason": finish, "logprobs": None}
+            said: dict[str, object] = {"text": piece or ""}
+            if kind == "chat":
+                said = {"delta": {"content": piece} if piece else {}}
+            choice = {"index": 0, **said, "finish_reason": finish, "logprobs": None}
             name = "chat.completion.chunk" if kind == "chat" else "text_completion"
             chunks.append(
                 {"id": f"up-{index}", "object": name, "created": 1, "model": body["model"], "choices": [choice]}
@@ -209,7 +211,7 @@ def events(kind: str, text: str, body: dict[str, object]) -> list[bytes]:
         return [*(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n"]
     if kind == "responses":
         response = whole(kind, text, body)
-        delta = {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "content_index": 0}
+        delta: dict[str, object] = {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "content_index": 0}
         typed: list[dict[str, object]] = [
             {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
             *({**delta, "delta": piece, "logprobs": []} for piece in pieces),

@@ -126,7 +126,8 @@ def test_the_expert_learns_that_the_client_left(tmp_path: Path, stream: bool) ->
         text = "!stall long" if stream else "!hang"
         body = {"model": "general", "stream": stream, "messages": [{"role": "user", "content": text}]}
         raw = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(raw)}"
         with socket.create_connection(("127.0.0.1", edge.port)) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + raw)
             if stream:

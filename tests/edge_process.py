@@ -1,0 +1,25 @@
+"""An edge in its own process, with the tests' tiny router. Arguments: descriptor, registry URL, seconds to drain."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from collegium.experts.processes import die_with_parent
+from collegium.experts.registry import Registry
+from collegium.serve.edge import Server, create_app
+from collegium.serve.log import configure
+from collegium.serve.settings import EdgeSettings
+from collegium.serve.snapshot import Sources
+from serve_kit import KeywordRouter
+
+if __name__ == "__main__":
+    descriptor, url, drain = sys.argv[1:4]
+    die_with_parent()
+    configure()
+    settings = EdgeSettings(drain=float(drain), metrics_folder=os.environ["PROMETHEUS_MULTIPROC_DIR"], header_time=1)
+    app = create_app(settings, Registry(url), KeywordRouter(), Sources("internal", {}))
+    listener = socket.socket(fileno=int(descriptor))
+    Server(app, settings, listener).run(sockets=[listener])
+    print("ended", flush=True)

@@ -1,0 +1,111 @@
+"""The event parser: the same events whatever the split, and streams told whole from cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import orjson
+import pytest
+from collegium.serve.errors import ApiError
+from collegium.serve.requests import Api
+from collegium.serve.sse import DONE, Event, EventTooLongError, Parser, encode
+from collegium.serve.streams import Stream
+from hypothesis import given
+from hypothesis import strategies as st
+
+LINE_ENDS = st.sampled_from(["\n", "\r", "\r\n"])
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), max_size=12)
+
+
+def parse(raw: bytes, *cuts: int) -> list[Event]:
+    parser = Parser(100_000)
+    edges = [0, *sorted(cut % (len(raw) + 1) for cut in cuts), len(raw)]
+    return [event for start, end in pairwise(edges) for event in parser.feed(raw[start:end])]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[bytes, list[Event]]:
+    """A stream in any line ends, with comments and fields to ignore, and the events that it holds."""
+    raw, events = "", []
+    for lines in draw(st.lists(st.lists(TEXT, min_size=1, max_size=3), max_size=5)):
+        end = draw(LINE_ENDS)
+        raw += draw(st.sampled_from(["", ": note" + end, "id: 7" + end, "retry: 1" + end, "event" + end]))
+        raw += "".join(f"data: {line}{end}" for line in lines) + end
+        events.append(Event("\n".join(lines)))
+    return raw.encode(), events
+
+
+@given(streams(), st.lists(st.integers(0, 10_000), max_size=6))
+def test_any_split_gives_the_same_events(stream: tuple[bytes, list[Event]], cuts: list[int]) -> None:
+    raw, events = stream
+    assert parse(raw, *cuts) == events
+
+
+def test_split_at_every_byte() -> None:
+    raw = '\ufeffevent: a\r\ndata: {"é": "日本\u2028"}\r\n\r\n:x\rdata:1\rdata:2\r\rdata: [DONE]\n\ndata: cut'.encode()
+    wanted = [Event('{"é": "日本\u2028"}', "a"), Event("1\n2"), Event("[DONE]")]
+    assert parse(raw) == wanted
+    for at in range(len(raw)):
+        assert parse(raw, at) == wanted
+    assert parse(raw, *range(len(raw))) == wanted
+
+
+def test_an_event_without_an_end_is_bounded() -> None:
+    parser = Parser(100)
+    with pytest.raises(EventTooLongError):
+        for _ in range(20):
+            parser.feed(b"data: xxxxxxxxxx")
+    with pytest.raises(EventTooLongError):
+        Parser(100).feed(b"data: 0123456789\n" * 20)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(JSON)
+def test_what_is_written_parses_to_itself(value: object) -> None:
+    raw = encode({"value": value}, "a.b")
+    (event,) = parse(raw)
+    assert (orjson.loads(event.data), event.name) == ({"value": value}, "a.b")
+
+
+def chunk(index: int = 0, finish: str | None = None, **more: object) -> Event:
+    return Event(orjson.dumps({"id": "x", "choices": [{"index": index, "finish_reason": finish}], **more}).decode())
+
+
+def test_a_stream_is_complete_when_every_choice_has_finished() -> None:
+    stream = Stream(Api.CHAT, "me", choices=2)
+    stream.take(chunk(0, "stop"))
+    assert not stream.complete
+    stream.take(chunk(1))
+    assert not stream.complete
+    stream.take(chunk(1, "stop"))
+    assert stream.complete and not stream.ended
+    assert stream.closing() == DONE
+
+
+def test_a_foreign_event_cannot_pose_as_the_end_or_change_the_id() -> None:
+    stream = Stream(Api.CHAT, "me")
+    assert b'"id":"x"' in (stream.take(chunk()) or b"")
+    assert b'"id":"x"' in (stream.take(chunk(id="y", model="z")) or b"")
+    forged = chunk(text="\n\ndata: [DONE]\n\n")
+    out = stream.take(forged) or b""
+    assert out.count(b"\n\n") == 1 and not stream.ended
+    assert Stream(Api.MESSAGES, "me").take(Event("[DONE]")) is None
+
+
+def test_a_few_broken_events_are_dropped_and_many_end_the_stream() -> None:
+    stream = Stream(Api.CHAT, "me")
+    assert [stream.take(Event(bad)) for bad in ("{", "[]", "1")] == [None, None, None]
+    with pytest.raises(ApiError) as caught:
+        stream.take(Event("{"))
+    assert caught.value.code == "upstream_invalid_response"
+
+
+def test_an_end_without_an_answer_is_no_end() -> None:
+    with pytest.raises(ApiError):
+        Stream(Api.CHAT, "me").take(Event("[DONE]"))
