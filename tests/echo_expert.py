@@ -211,7 +211,12 @@ def events(kind: str, text: str, body: dict[str, object]) -> list[bytes]:
         return [*(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n"]
     if kind == "responses":
         response = whole(kind, text, body)
-        delta: dict[str, object] = {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "content_index": 0}
+        delta: dict[str, object] = {
+            "type": "response.output_text.delta",
+            "item_id": "m",
+            "output_index": 0,
+            "content_index": 0,
+        }
         typed: list[dict[str, object]] = [
             {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
             *({**delta, "delta": piece, "logprobs": []} for piece in pieces),
