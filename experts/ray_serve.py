@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -209,11 +209,20 @@ def phase_reason(phase: Phase, status: str, message: str) -> str:
 
 def failure_reason(message: str) -> str:
     """One sentence out of Serve's messages: the innermost error of the traceback in it, or its first line."""
-    causes = [found.groups() for line in message.splitlines() if (found := _CAUSE.match(line))]
+    lines = message.splitlines()
+    causes = [(number, found) for number, line in enumerate(lines) if (found := _CAUSE.match(line))]
     if causes:
-        kind, text = causes[-1]
-        return f"{kind}: {text.strip()}"[:400]
-    return next((line.strip()[:400] for line in message.splitlines() if line.strip()), "")
+        number, found = causes[-1]
+        return f"{found[1]}: {_with_detail(found[2].strip(), lines[number + 1 :])}"[:400]
+    return next((line.strip()[:400] for line in lines if line.strip()), "")
+
+
+def _with_detail(text: str, following: Sequence[str]) -> str:
+    """pydantic says on its first line only that something is wrong, and below it what."""
+    if "validation error" not in text:
+        return text
+    detail = next((line.strip() for line in following if "[type=" in line), "")
+    return f"{text}: {detail.partition(' [type=')[0].removeprefix('Value error, ')}".removesuffix(": ")
 
 
 @contextmanager
