@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -144,7 +145,7 @@ class RayCluster:
     def _start(self, ports: dict[str, int]) -> None:
         self._make_temporary()
         log = self._state.logs / "ray-start.log"
-        with log.open("w") as output:
+        with log.open("a") as output:
             try:
                 status = subprocess.run(
                     self._command(ports), env=self._start_environment(ports), stdin=subprocess.DEVNULL, stdout=output,
@@ -152,9 +153,12 @@ class RayCluster:
                 ).returncode  # fmt: skip
             except subprocess.TimeoutExpired:
                 status = -1
+        deadline = time.monotonic() + 30.0  # on a busy machine the head may take a while to answer
+        while status == 0 and not self.running() and time.monotonic() < deadline:
+            time.sleep(0.5)
         if status != 0 or not self.running():
             self.stop()
-            raise RayError(f"Ray did not start; its output is in {log}")
+            raise RayError(f"Ray did not start (`ray start` ended with {status}); its output is in {log}")
 
     def _command(self, ports: dict[str, int]) -> list[str]:
         ray = Path(sys.executable).with_name("ray")
@@ -173,7 +177,7 @@ class RayCluster:
             "max-worker-port": 0,
             "num-cpus": LOGICAL_CPUS,
             "object-store-memory": OBJECT_STORE_BYTES,
-            "temp-dir": self._temporary,
+            "temp-dir": self._temporary / "r",  # Ray opens its own folder to everybody; the one above stays 0700
             "include-dashboard": "false",
             "include-log-monitor": "false",
         }
