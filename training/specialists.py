@@ -1,0 +1,142 @@
+"""The four specialists that ship with collegium, from permissively licensed sources, by one command.
+
+`python -m collegium.training.specialists --data DIR --out experts/adapters`
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .specialize import Recipe, specialize
+from .specialize_data import SpecializeError
+
+MODEL = "wheel:smollm2-135m-instruct"
+
+# As their own repositories state; the full list is in the data folder's SOURCES.md.
+LICENCES = {
+    "arc_train": "ODC-By 1.0 (ARC: CC BY-SA 4.0)",
+    "aristo_ndmc": "Apache-2.0",
+    "covid_faq": "Apache-2.0",
+    "gsm8k": "MIT",
+    "hendrycks_math": "MIT",
+    "mbpp": "MIT (MBPP: CC BY 4.0)",
+    "medquad": "CC BY 4.0",
+    "nl2bash": "MIT",
+    "opentriviaqa": "CC BY-SA 4.0",
+    "pubmedqa": "MIT",
+}
+
+_LETTERED = re.compile(r"^[A-H]\. ")
+_ASKED = "Answer with the letter and the text of the right choice."
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """One specialist: its budget, and whether lettered questions are learned as choices to score."""
+
+    domain: str
+    tokens_budget: int
+    max_length: int
+    choices: bool = False
+    heldout_rows: int = 32
+
+    def recipe(self) -> Recipe:
+        """Rank 8 on the last 15 of 30 layers: half the backward pass, and under 2 MB in bfloat16."""
+        return Recipe(
+            MODEL, self.domain, layers=15, max_length=self.max_length, batch_packs=1, epochs=2.0, evaluations=3,
+            tokens_budget=self.tokens_budget, heldout_rows=self.heldout_rows,
+        )  # fmt: skip
+
+
+SHIPPED = (
+    Shipped("science", 75_000, 256, choices=True, heldout_rows=40),
+    Shipped("math", 45_000, 384),
+    Shipped("health", 40_000, 320, heldout_rows=20),
+    Shipped("coding", 30_000, 256),
+)
+
+
+def rows_of(data: Path, shipped: Shipped, split: str = "") -> list[dict[str, object]]:
+    """The domain's permissively licensed rows; `split` is "" or "_heldout".
+
+    Raises:
+        SpecializeError: the file cannot be read.
+    """
+    file = data / f"sft_{shipped.domain}{split}.jsonl.gz"
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise SpecializeError(f"{file} cannot be read: {error}") from error
+    kept = [{**row, "licence": LICENCES[row["source"]]} for row in rows if row["source"] in LICENCES]
+    return list(_with_choices(kept)) if shipped.choices and not split else kept
+
+
+def _with_choices(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Lettered questions mostly as choices to score, every sixth as the chat turn it was; one trivia row in twelve."""
+    for index, row in enumerate(rows):
+        question = as_choices(row)
+        if question is None:
+            if index % 12 == 0:
+                yield row
+        else:
+            yield row if index % 6 == 0 else question
+
+
+def as_choices(row: Mapping[str, object]) -> dict[str, object] | None:
+    """A lettered question as question, choices and the index of the right one; None where the row is no such thing."""
+    lines = str(row["instruction"]).split("\n")
+    first = next((number for number, line in enumerate(lines) if line.startswith("A. ")), 0)
+    lettered = [line for line in lines[first:] if _LETTERED.match(line)]
+    response = str(row["response"])
+    if first == 0 or lines[-1] != _ASKED or len(lettered) != len(lines) - first - 1 or response not in lettered:
+        return None
+    choices = [line[3:] for line in lettered]
+    return {
+        "question": "\n".join(lines[:first]), "choices": choices, "answer_index": lettered.index(response),
+        "source": row["source"], "licence": row["licence"],
+    }  # fmt: skip
+
+
+def make(shipped: Shipped, data: Path, out: Path, resume: bool = False) -> Path:
+    """Train one and write it to `out`/<domain>.
+
+    Raises:
+        SpecializeError: see `specialize`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        train, heldout = Path(folder) / "train.jsonl", Path(folder) / "heldout.jsonl"
+        train.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped)))
+        heldout.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped, "_heldout")))
+        return specialize(
+            shipped.recipe(), train, out / f"smollm2-{shipped.domain}", heldout=heldout, resume=resume
+        ).folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m collegium.training.specialists", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with sft_<domain>.jsonl.gz")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=[shipped.domain for shipped in SHIPPED], action="append")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        for shipped in SHIPPED:
+            if not options.only or shipped.domain in options.only:
+                print(make(shipped, options.data, options.out, options.resume), flush=True)
+    except SpecializeError as error:
+        print(f"specialists: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
