@@ -20,10 +20,12 @@ from ..evals.table import Table, build_table, fold_of
 from ..evals.text import markdown
 from ..experts.weights import locate
 from ..router.artefact import load_router
-from ..router.classifier import DEFAULT_TEXT
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
 from ..router.manifest import ArtefactError
-from ..router.text import bounded, cut
+from ..router.text import bounded
+
+ENCODER_TOKENS = 256
+"""MiniLM's own limit: a replay may read more of a long question than the edge has time for."""
 
 
 @click.group()
@@ -103,14 +105,13 @@ def _posteriors(
     table: Table, router: Path | None, cache: Path, seed: int
 ) -> tuple[PosteriorsOfFold, tuple[str, ...], str]:
     """Where posteriors come from, their labels, and what the result calls it."""
-    text_limits = DEFAULT_TEXT
-    texts = [cut(bounded(sample.prompt), text_limits.head, text_limits.tail) for sample in table.samples]
+    texts = [bounded(sample.prompt) for sample in table.samples]
     if router is not None:
         loaded = load_router(router, locate)
         with _progress("routing", len(texts)) as advance:
             rows = route_cached(texts, loaded, cache, advance)
         return given_posteriors(rows), loaded.labels, loaded.version
-    encoder = load_encoder(EncoderId(DEFAULT_ENCODER), text_limits.tokens, locate)
+    encoder = load_encoder(EncoderId(DEFAULT_ENCODER), ENCODER_TOKENS, locate)
     with _progress("encoding", len(texts)) as advance:
         vectors = encode_cached(texts, encoder, cache, advance)
     return trained_posteriors(table, vectors, seed), table.domains, "trained on the other folds"

@@ -31,7 +31,7 @@ class Judgement:
     regret: Regret
     advice: str
     traffic: Mapping[str, float]
-    curve: CostCurve
+    curve: CostCurve | None
     calls: list[CallPoint]
     equal_vote: Interval | None
     base: Baselines = field(repr=False)
@@ -70,7 +70,7 @@ def judge(
         regret=regret(base),
         advice=advice(table, base),
         traffic=_traffic(table, np.bincount(routed, minlength=len(table.experts)) / len(routed)),
-        curve=cost_curve(table, crossed, base.best_single),
+        curve=cost_curve(table, crossed, base.best_single) if table.cost.any() else None,
         calls=calls_curve(table, crossed.quality, crossed.relative_cost, base.best_single) if polled else [],
         equal_vote=compare(equal_vote(table), base.best_single).gain if polled else None,
         base=base,

@@ -28,8 +28,9 @@ def markdown(judgement: Judgement) -> str:
         _table(("expert", "alone", "traffic", "unread"), _experts(judgement)),
         _domains(judgement),
         _regret(judgement),
-        _curve(judgement.curve),
     ]
+    if judgement.curve is not None:
+        parts.append(_curve(judgement.curve))
     if judgement.calls:
         parts.append(_calls(judgement.calls, judgement.equal_vote))
     return "\n\n".join(parts) + "\n"
