@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..router.consensus import CallPolicy, Vote, consensus, next_call
+from ..router.consensus import CallPolicy, Vote, consensus, gain_per_call
 from ..router.decision import Score
 from .statistics import Interval, paired_bootstrap
 from .table import Bools, Floats, Ints, Table
@@ -37,38 +36,63 @@ class CallPoint:
     gain: Interval
 
 
-def poll(table: Table, quality: Floats, relative_cost: Floats, policy: CallPolicy, cost_weight: float = 0.0) -> Polled:
-    """Ask expert after expert from the records, as the policy says; `quality` and `relative_cost` are (n, m).
+@dataclass(frozen=True, eq=False, slots=True)
+class Walks:
+    """Every question asked of the whole pool, best expert first; (n, m) each.
 
-    The answer that wins is right if an expert that gave it was.
+    Column t tells, after t + 1 calls: whether the leading answer is right, what was spent, and what asking on promises
+    a call (minus infinity at the end). A policy is a price at which to stop, so one walk serves all prices.
     """
-    n = len(table.samples)
-    right, calls, cost = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n)
-    column = {expert: position for position, expert in enumerate(table.experts)}
+
+    right: Bools
+    cost: Floats
+    gain: Floats
+
+    def stopped(self, call_price: float) -> Polled:
+        """Each question where `next_call` would end it."""
+        last = (self.gain <= call_price).argmax(axis=1)
+        rows = np.arange(len(last))
+        return Polled(self.right[rows, last], np.asarray(last + 1, dtype=np.int64), self.cost[rows, last])
+
+
+def walk(table: Table, quality: Floats, relative_cost: Floats, policy: CallPolicy, cost_weight: float = 0.0) -> Walks:
+    """Ask from the records in order of utility; an answer is right if an expert that gave it was.
+
+    `quality` and `relative_cost` are (n, m); the price in `policy` plays no part here.
+    """
+    shape = table.correct.shape
+    right, cost, gain = np.zeros(shape, dtype=bool), np.zeros(shape), np.full(shape, -np.inf)
     order = np.lexsort((relative_cost, cost_weight * relative_cost - quality))
-    for row in range(n):
+    steps = min(policy.max_calls, shape[1])
+    for row in range(shape[0]):
         alternatives = len(table.samples[row].choices) or OPEN_ALTERNATIVES
-        scores = [_score(table.experts[e], quality[row, e], relative_cost[row, e], cost_weight) for e in order[row]]
+        scores = [
+            Score(table.experts[e], float(quality[row, e]), float(relative_cost[row, e]), float(quality[row, e]))
+            for e in order[row]
+        ]
         votes: list[Vote] = []
-        while (expert := next_call(scores, votes, alternatives, policy)) is not None:
-            votes.append(Vote(expert, table.answers[row][column[expert]]))
-        winner = consensus(scores, votes, alternatives, policy).answer
-        asked = [column[vote.expert] for vote in votes]
-        right[row] = winner is not None and _is_right(table, row, winner)
-        calls[row], cost[row] = len(asked), table.cost[row, asked].sum()
-    return Polled(right, calls, cost)
+        for step, e in enumerate(order[row][:steps]):
+            votes.append(Vote(table.experts[e], table.answers[row][e]))
+            winner = consensus(scores, votes, alternatives, policy).answer
+            right[row, step] = winner is not None and _is_right(table, row, winner)
+            if step + 1 < steps:
+                gain[row, step] = gain_per_call(scores, votes, alternatives, policy)
+        cost[row, :] = table.cost[row, order[row]].cumsum()
+    return Walks(right, cost, gain)
 
 
 def calls_curve(
-    table: Table, quality: Floats, relative_cost: Floats, baseline: Bools, policies: Sequence[CallPolicy] | None = None
+    table: Table, quality: Floats, relative_cost: Floats, baseline: Bools, policy: CallPolicy | None = None
 ) -> list[CallPoint]:
-    """Poll under each policy, by default one a price of CALL_PRICES; gains are over `baseline`, (n,)."""
+    """The policy at every price of CALL_PRICES; gains are over `baseline`, (n,)."""
+    policy = policy or CallPolicy(max_calls=len(table.experts))
+    walks = walk(table, quality, relative_cost, policy)
     points = []
-    for policy in policies or [CallPolicy(call_price=price, max_calls=len(table.experts)) for price in CALL_PRICES]:
-        polled = poll(table, quality, relative_cost, policy)
+    for price in CALL_PRICES:
+        polled = walks.stopped(price)
         points.append(
             CallPoint(
-                policy=policy,
+                policy=replace(policy, call_price=price),
                 calls=float(polled.calls.mean()),
                 cost=float(polled.cost.mean()),
                 accuracy=float(polled.right.mean()),
@@ -96,7 +120,3 @@ def _is_right(table: Table, row: int, answer: str) -> bool:
     """Whether an expert that gave this answer was right."""
     given = zip(table.answers[row], table.correct[row], strict=True)
     return any(bool(right) for other, right in given if other == answer)
-
-
-def _score(expert: str, quality: float, cost: float, cost_weight: float) -> Score:
-    return Score(expert, quality=float(quality), cost=float(cost), utility=float(quality - cost_weight * cost))

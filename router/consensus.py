@@ -56,34 +56,37 @@ def next_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int,
 
     Experts are asked in the order of `scores`, a decision's, best first. `alternatives` is how many answers the
     question allows (a guess serves where it is open).
-
-    The model: an expert is right with probability `trusted(quality)`, otherwise any wrong answer is as likely. Under
-    it a bundle of the next j experts gains, where all j agree on another answer than the leader's, the excess of that
-    answer's probability over the leader's; one such bundle must gain `call_price` a call. Looking at bundles matters:
-    after one answer no single second one can overturn it, two can.
     """
-    asked = {vote.expert for vote in votes}
-    waiting = [score for score in scores if score.excluded is None and score.expert not in asked]
-    waiting = waiting[: policy.max_calls - len(votes)]
-    if not waiting:
+    waiting = _waiting(scores, votes, policy)
+    if not waiting or gain_per_call(scores, votes, alternatives, policy) <= policy.call_price:
         return None
+    return waiting[0].expert
+
+
+def gain_per_call(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy) -> float:
+    """What asking on promises: probability of a right answer gained, a call; infinite while nothing leads.
+
+    The model: an expert is right with probability `trusted(quality)`, otherwise any wrong answer is as likely. Under it
+    a bundle of the next j experts gains, where all j agree on another answer than the leader's, the excess of that
+    answer's probability over the leader's; the best bundle counts, divided by j. Looking at bundles matters: after one
+    answer no single second one can overturn it, two can.
+    """
     shares = _shares(scores, votes, alternatives, policy)
     if not shares:
-        return waiting[0].expert
-    leader = max(shares.values())
-    rivals = sorted(shares.values(), reverse=True)[1:]
+        return math.inf
+    leader, *rivals = sorted(shares.values(), reverse=True)
     unseen = max(0, alternatives - len(shares))
     per_unseen = max(0.0, 1 - sum(shares.values())) / unseen if unseen else 0.0
     agree = differ = 1.0
-    for size, score in enumerate(waiting, start=1):
+    best = 0.0
+    for size, score in enumerate(_waiting(scores, votes, policy), start=1):
         quality = trusted(score.quality, alternatives, policy.trust)
         agree *= quality
         differ *= (1 - quality) / (alternatives - 1)
-        gain = sum(max(0.0, rival * agree - leader * differ) for rival in rivals)
-        gain += unseen * max(0.0, per_unseen * agree - leader * differ)
-        if gain > policy.call_price * size:
-            return waiting[0].expert
-    return None
+        gain = unseen * max(0.0, per_unseen * agree - leader * differ)
+        gain += sum(max(0.0, rival * agree - leader * differ) for rival in rivals)
+        best = max(best, gain / size)
+    return best
 
 
 def consensus(scores: Sequence[Score], votes: Sequence[Vote], alternatives: int, policy: CallPolicy) -> Consensus:
@@ -103,6 +106,12 @@ def trusted(quality: float, alternatives: int, trust: float) -> float:
     odds = bounded * (alternatives - 1) / (1 - bounded)
     factor = math.exp(trust * max(LEAST_WEIGHT, math.log(odds) if odds > 0 else LEAST_WEIGHT))
     return factor / (factor + alternatives - 1)
+
+
+def _waiting(scores: Sequence[Score], votes: Sequence[Vote], policy: CallPolicy) -> Sequence[Score]:
+    asked = {vote.expert for vote in votes}
+    waiting = [score for score in scores if score.excluded is None and score.expert not in asked]
+    return waiting[: max(0, policy.max_calls - len(votes))]
 
 
 def _shares(
