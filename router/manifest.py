@@ -130,7 +130,9 @@ def write_artefact(folder: Path, manifest: Manifest, tensors: Tensors, extra: Ma
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         partial.mkdir()
-        contents = {HEAD: safetensors.numpy.save(tensors), **extra}
+        # safetensors writes memory as it lies, whatever the order of the axes.
+        ordered = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        contents = {HEAD: safetensors.numpy.save(ordered), **extra}
         files = {name: FileRecord(sha256=_sha256(data), size=len(data)) for name, data in contents.items()}
         whole = manifest.model_copy(update={"files": files, "version": ""})
         whole = whole.model_copy(update={"version": whole.content_version()})
