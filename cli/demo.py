@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..experts.processes import die_with_parent
 from ..experts.state import StateFolder
 
 PROMPTS = (
@@ -92,7 +93,8 @@ def _served(folder: StateFolder, port: int, admin_port: int) -> Iterator[None]:
     """`collegium serve demo` as a user would type it; its lines go to this terminal."""
     arguments = ["serve", "demo", "--apply-pool", "--state", str(folder.path)]
     arguments += ["--port", str(port), "--admin-port", str(admin_port)]
-    process = subprocess.Popen([sys.executable, "-m", "collegium.cli.main", *arguments], start_new_session=True)
+    command = [sys.executable, "-m", "collegium.cli.main", *arguments]
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
     try:
         yield
     finally:

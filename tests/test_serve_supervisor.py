@@ -19,6 +19,7 @@ import httpx2
 import psutil
 import pytest
 import yaml
+from collegium.experts.processes import die_with_parent
 from echo_expert import EchoExpert
 
 START = 90.0  # seconds: the encoder takes 10 of them on a busy box
@@ -48,7 +49,9 @@ class Serving:
         return {"authorization": f"Bearer {(self.folder / 'admin.key').read_text()}"}
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command(), env=self.environment, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command(), env=self.environment, start_new_session=True, preexec_fn=die_with_parent
+        )
 
     def command(self) -> list[str]:
         ports = ["--port", str(self.port), "--admin-port", str(self.admin_port)]
