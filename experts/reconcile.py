@@ -186,8 +186,11 @@ def _prompted(record: ExpertRecord, backend: PromptedBackend, seen: Mapping[str,
         return Observe(record.name, State.FAILED, f"its engine {name!r} is not registered", None)
     if engine.base_url is not None and engine.state is not State.DRAINING:
         return Observe(record.name, State.READY, "", engine.base_url)
-    state = State.FAILED if engine.state in (State.FAILED, State.DRAINING) else State.STARTING
-    return Observe(record.name, state, f"its engine {name} is {engine.state.value}: {engine.reason}".rstrip(": "), None)
+    if engine.state is State.FAILED:
+        return Observe(record.name, State.FAILED, f"its engine {name} failed: {engine.reason}", None)
+    if engine.state is State.DRAINING:
+        return Observe(record.name, State.FAILED, f"its engine {name} is being removed", None)
+    return Observe(record.name, State.STARTING, f"waits for its engine {name}", None)
 
 
 def wants_engines(desired: Sequence[ExpertRecord]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ..experts.card import Card
+from ..experts.card import Card, RemoteBackend
 from ..experts.preflight import check_card, check_pool
 from ..experts.ray_cluster import RayCluster
 from ..experts.registry import ExpertRecord, Registry, RegistryError, State
@@ -153,6 +153,13 @@ class _Supervisor:
         if self._settings.ray_address:
             return
         await asyncio.to_thread(RayCluster(self._settings.state).stop)
+        await asyncio.to_thread(self._forget_engines)
+
+    def _forget_engines(self) -> None:
+        """Without this the next start would send requests to engines that are gone, until they are looked at."""
+        for record in self._registry.experts():
+            if not isinstance(record.card.backend, RemoteBackend) and not record.removed:
+                self._registry.observe(record.name, State.REGISTERED)
 
     def _admin_server(self) -> uvicorn.Server:
         key = self._settings.state.admin_key()
