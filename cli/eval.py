@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..evals.crossval import PosteriorsOfFold, cross_validate, given_posteriors, trained_posteriors
+from ..evals.endpoint import Endpoint
 from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
-from ..evals.records import RecordError, RunFolder
-from ..evals.replay import Judgement, judge
+from ..evals.records import Record, RecordError, RunFolder, Sample
+from ..evals.replay import ROUTED, Judgement, judge, judge_run
+from ..evals.runner import Method, Plan, Price, RunStoppedError, card_prices, totals
+from ..evals.runner import run as run_plan
+from ..evals.sandbox import SandboxError
 from ..evals.table import Table, build_table, fold_of
-from ..evals.text import markdown
+from ..evals.tasks import KINDS, Style, TaskError, load_samples
+from ..evals.text import markdown, run_markdown
+from ..experts.card import CardError
+from ..experts.pools import load_pool
 from ..experts.weights import locate
 from ..router.artefact import load_router
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
@@ -75,6 +84,88 @@ def replay(
     except (OutcomesError, RecordError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _print(judgement, as_json)
+
+
+@command.command()
+@click.option(
+    "--task", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="JSONL, CSV, Parquet."
+)
+@click.option("--kind", type=click.Choice(KINDS), default="choice", show_default=True)
+@click.option("--endpoint", required=True, help="OpenAI-compatible base URL, ending in /v1.")
+@click.option("--targets", required=True, help="Comma-separated models to ask; auto is the routed one.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run's folder; resumed."
+)
+@click.option("--method", type=click.Choice(["logprob", "generate"]), default="logprob", show_default=True)
+@click.option("--generalist", help="Its name.  [default: the best single expert of the other half]")
+@click.option("--limit", type=click.IntRange(1), help="So many questions, drawn by the seed.")
+@click.option(
+    "--examples", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Worked examples for --shots."
+)
+@click.option("--shots", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--reasoning", is_flag=True, help="Ask for the steps before the answer.")
+@click.option("--plain", is_flag=True, help="Plain completion instead of the chat template.")
+@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--pool", help="Pool with the cards' prices.")
+@click.option("--api-key-env", help="Environment variable that holds the endpoint's key.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print totals and judgement as JSON.")
+def run(
+    task: Path,
+    kind: str,
+    endpoint: str,
+    targets: str,
+    out: Path,
+    method: Method,
+    generalist: str | None,
+    limit: int | None,
+    examples: Path | None,
+    shots: int,
+    reasoning: bool,
+    plain: bool,
+    max_tokens: int,
+    concurrency: int,
+    pool: str | None,
+    api_key_env: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Ask an endpoint a task's questions, score the answers, and compare."""
+    try:
+        samples = load_samples(task, kind, limit, seed)
+        worked = load_samples(examples, kind) if examples else []
+        asked = tuple(name.strip() for name in targets.split(",") if name.strip())
+        plan = Plan(kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed)
+        price = card_prices(load_pool(pool)) if pool else None
+        key = os.environ.get(api_key_env) if api_key_env else None
+        records = asyncio.run(_ask(RunFolder(out), endpoint, key, plan, samples, worked, price, concurrency))
+        judged = kind != "perplexity" and ROUTED in asked and len(asked) > 1
+        judgement = judge_run(samples, records, generalist) if judged else None
+    except (TaskError, RecordError, RunStoppedError, SandboxError, CardError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        shown = {"totals": totals(records), "judgement": judgement.as_dict() if judgement else None}
+        click.echo(json.dumps(shown, indent=2, allow_nan=False))
+    else:
+        click.echo(run_markdown(records, judgement), nl=False)
+
+
+async def _ask(
+    folder: RunFolder,
+    url: str,
+    key: str | None,
+    plan: Plan,
+    samples: list[Sample],
+    worked: list[Sample],
+    price: Price | None,
+    concurrency: int,
+) -> list[Record]:
+    with _progress("asking", len(samples) * len(plan.targets)) as advance:
+        async with Endpoint(url, key) as endpoint:
+            return await run_plan(
+                folder, endpoint, plan, samples, worked, price, concurrency, lambda record: advance(1)
+            )
 
 
 def _print(judgement: Judgement, as_json: bool) -> None:

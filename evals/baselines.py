@@ -57,12 +57,12 @@ class DomainRow:
     oracle: float
 
 
-def baselines(table: Table, routed: Ints, crossed: CrossValidated, generalist: str | None = None) -> Baselines:
-    """Judge the expert columns `routed`, (n,); without a `generalist` the best single expert stands for it."""
+def baselines(table: Table, routed: Bools, crossed: CrossValidated, generalist: str | None = None) -> Baselines:
+    """Put `routed`, right or wrong (n,), beside the rest; the best single expert stands for a missing `generalist`."""
     best = choose(crossed.overall, crossed.relative_cost)
     general = np.full_like(best, table.column(generalist)) if generalist else best
     return Baselines(
-        routed=picked(table, routed),
+        routed=routed,
         generalist=picked(table, general),
         best_single=picked(table, best),
         perfect_domain=picked(table, choose(crossed.by_domain, crossed.relative_cost)),

@@ -18,11 +18,12 @@ def read_choice(output: str, count: int) -> str | None:
     a full stop.
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
-    strict = [letter.upper() for letter in _STRICT_CHOICE.findall(output) if letter.upper() in letters]
+    strict: list[str] = [letter.upper() for letter in _STRICT_CHOICE.findall(output) if letter.upper() in letters]
     if strict:
         return strict[-1]
     for match in reversed(list(_LENIENT_CHOICE.finditer(output))):
-        letter, after = match[1], output[match.end() : match.end() + 1]
+        letter: str = match[1]
+        after = output[match.end() : match.end() + 1]
         if letter in letters and (letter not in "AI" or match[0] != letter or after in ("", ".", ":", "\n", ")")):
             return letter
     return None

@@ -101,8 +101,8 @@ def _first(row: Mapping[str, object], keys: Sequence[str], where: str) -> object
 def _choices(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, str):  # a CSV cell holds the list as JSON
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            return _choices(json.loads(value), where)
+        except json.JSONDecodeError as error:
             raise TaskError(f"{where}: choices {value[:60]!r} are not a JSON list") from error
     if isinstance(value, dict):
         value = list(value.values())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from .calls import CallPoint
 from .curve import CostCurve, CurvePoint
+from .records import Record
 from .replay import Judgement
+from .runner import totals
 from .statistics import Comparison, Interval
 
 NAMES = {
@@ -34,6 +37,45 @@ def markdown(judgement: Judgement) -> str:
     if judgement.calls:
         parts.append(_calls(judgement.calls, judgement.equal_vote))
     return "\n\n".join(parts) + "\n"
+
+
+def run_markdown(records: Sequence[Record], judgement: Judgement | None) -> str:
+    """A live run: totals of every target, accuracy where answers were judged, perplexity where texts were."""
+    parts = [_totals(records)]
+    if any(record.logprobs and record.correct is None and not record.error for record in records):
+        parts.append(_perplexities(records))
+    if judgement is not None:
+        parts.append(markdown(judgement).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _totals(records: Sequence[Record]) -> str:
+    right: dict[str, list[bool]] = {}
+    for record in records:
+        if record.correct is not None:
+            right.setdefault(record.target, []).append(record.correct)
+    rows = (
+        (
+            target, f"{_pct(sum(right[target]) / len(right[target]))}" if target in right else "-",
+            *(f"{row[key]:,.0f}" for key in ("questions", "failed", "unread", "tokens")),
+            f"{row['seconds']:,.1f}", f"{row['cost']:.4g}",
+        )
+        for target, row in totals(records).items()
+    )  # fmt: skip
+    return _table(("target", "accuracy", "questions", "failed", "unread", "tokens", "seconds", "cost"), rows)
+
+
+def _perplexities(records: Sequence[Record]) -> str:
+    sums: dict[tuple[str, str], tuple[float, int]] = {}
+    for record in records:
+        if record.logprobs and not record.error:
+            total, tokens = sums.get((record.target, record.domain), (0.0, 0))
+            sums[record.target, record.domain] = (total + record.logprobs[0], tokens + record.prompt_tokens)
+    rows = (
+        (target, domain, f"{math.exp(-total / tokens):.3f}", f"{tokens:,}")
+        for (target, domain), (total, tokens) in sorted(sums.items())
+    )
+    return _table(("target", "domain", "perplexity", "tokens"), rows)
 
 
 def headline(judgement: Judgement) -> str:

@@ -1,0 +1,235 @@
+"""The runner against a scripted model on a real socket: scoring, resuming, and targets that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from collegium.cli.eval import command
+from collegium.evals.endpoint import Endpoint
+from collegium.evals.records import Record, RecordError, RunFolder, Sample
+from collegium.evals.runner import GONE_LIMIT, Plan, RunStoppedError, card_prices, run, totals
+from collegium.evals.tasks import Style
+from collegium.experts.card import parse_card
+from echo_expert import ThreadedServer
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+KNOWS = {"math-expert": "math", "health-expert": "health"}
+
+
+class Exam:
+    """Models that are right in their own domain; `auto` asks the right one. The question holds its key, as [B]."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.dead: set[str] = set()
+        self.busy = 0
+        self.renamed: dict[str, str] = {}
+        routes = [Route(f"/v1/{path}", self._answer, methods=["POST"]) for path in ("completions", "chat/completions")]
+        self.server = ThreadedServer(Starlette(routes=routes))
+
+    async def _answer(self, request: Request) -> Response:
+        body = await request.json()
+        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        model = body["model"]
+        self.asked.append((model, prompt))
+        if self.busy > 0:
+            self.busy -= 1
+            return Response("busy", 429, {"retry-after": "0"})
+        if model in self.dead:
+            return Response("no", 400)
+        expert = ("math-expert" if "math" in prompt else "health-expert") if model == "auto" else model
+        headers = {"x-collegium-expert": self.renamed.get(expert, expert), "x-collegium-router": "test-1"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        keys = re.findall(r"\[(\w+)\]", prompt)
+        key = keys[-1] if keys else "A"
+        right = KNOWS.get(expert, "") in prompt
+        if body.get("echo"):
+            choice = {"text": prompt, "logprobs": _logprobs(prompt, key if right else "A")}
+            return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
+        said = f"Well.\nAnswer: {key}" if right else "I would rather not say."
+        choice = {"message": {"content": said}} if "messages" in body else {"text": said}
+        return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
+
+
+def _logprobs(text: str, favourite: str) -> dict[str, object]:
+    """Tokens are words with the space before them; the favourite as last word is likely. One token is generated."""
+    tokens = re.findall(r"\s*\S+", text)
+    offsets = [match.start() for match in re.finditer(r"\s*\S+", text)]
+    values = [None, *(-1.0 for _ in tokens[1:])]
+    values[-1] = -0.25 if tokens[-1].strip() == favourite else -4.0
+    return {"token_logprobs": [*values, -0.1], "text_offset": [*offsets, len(text)]}
+
+
+@pytest.fixture
+def exam() -> Iterator[Exam]:
+    running = Exam()
+    running.server.start()
+    yield running
+    running.server.stop()
+
+
+def questions(count: int = 12) -> list[Sample]:
+    domains = ["math" if number % 2 else "health" for number in range(count)]
+    keys = ["ABC"[number % 3] for number in range(count)]
+    return [
+        Sample(f"q{number}", f"A {domain} question {number} [{key}]", domain, key, ("one", "two", "three"))
+        for number, (domain, key) in enumerate(zip(domains, keys, strict=True))
+    ]
+
+
+PLAN = Plan("choice", ("auto", "math-expert", "health-expert"))
+
+
+def ask(
+    exam: Exam, folder: Path, plan: Plan = PLAN, samples: list[Sample] | None = None, attempts: int = 2
+) -> list[Record]:
+    return ask_url(f"{exam.server.url}/v1", folder, plan, samples or questions(), attempts)
+
+
+def ask_url(url: str, folder: Path, plan: Plan, samples: list[Sample], attempts: int) -> list[Record]:
+    async def asked() -> list[Record]:
+        async with Endpoint(url, attempts=attempts) as endpoint:
+            return await run(RunFolder(folder), endpoint, plan, samples, concurrency=4)
+
+    return asyncio.run(asked())
+
+
+def accuracy(records: list[Record], target: str) -> float:
+    judged = [bool(record.correct) for record in records if record.target == target]
+    return sum(judged) / len(judged)
+
+
+def test_choices_are_scored_by_log_probability(exam: Exam, tmp_path: Path) -> None:
+    records = ask(exam, tmp_path)
+    assert accuracy(records, "auto") == 1.0
+    assert accuracy(records, "math-expert") == pytest.approx(8 / 12)  # its own half, and where the key is A
+    one = next(record for record in records if record.sample == "q1" and record.target == "auto")
+    assert one.logprobs == (-4.0, -0.25, -4.0)
+    assert (one.expert, one.router, one.answer, one.prompt_tokens) == ("math-expert", "test-1", "B", 30)
+
+
+def test_the_expert_that_scores_the_first_choice_scores_them_all(exam: Exam, tmp_path: Path) -> None:
+    ask(exam, tmp_path, Plan("choice", ("auto",)), questions(2))
+    assert sorted(model for model, _ in exam.asked) == ["auto", "auto", *["health-expert"] * 2, *["math-expert"] * 2]
+
+
+def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam, tmp_path: Path) -> None:
+    records = ask(exam, tmp_path, Plan("choice", ("auto", "math-expert"), method="generate"))
+    assert accuracy(records, "auto") == 1.0
+    assert accuracy(records, "math-expert") == 0.5
+    assert totals(records)["math-expert"]["unread"] == 6
+
+
+def test_a_second_start_asks_only_what_is_missing(exam: Exam, tmp_path: Path) -> None:
+    exam.dead = {"math-expert"}
+    plan = Plan("choice", PLAN.targets, method="generate")
+    first = ask(exam, tmp_path, plan)
+    assert sum(bool(record.error) for record in first) == 12
+    exam.dead = set()
+    exam.asked.clear()
+    second = ask(exam, tmp_path, plan)
+    assert {model for model, _ in exam.asked} == {"math-expert"}
+    assert not any(record.error for record in second)
+    assert len(second) == 36
+    with pytest.raises(RecordError, match="belongs to another run"):
+        ask(exam, tmp_path, plan, questions(11))
+
+
+def test_what_passes_is_tried_again(exam: Exam, tmp_path: Path) -> None:
+    exam.busy = 3
+    records = ask(exam, tmp_path, Plan("choice", ("auto",)), questions(2), attempts=4)
+    assert not any(record.error for record in records)
+
+
+def test_a_dead_endpoint_stops_the_run_and_says_so(tmp_path: Path) -> None:
+    gone = Exam()
+    gone.server.start()
+    url = f"{gone.server.url}/v1"
+    gone.server.stop()
+    with pytest.raises(RunStoppedError, match=f"auto did not answer {GONE_LIMIT} questions in a row.*start again"):
+        ask_url(url, tmp_path, Plan("choice", ("auto",)), questions(60), attempts=1)
+    assert 0 < len(RunFolder(tmp_path).records()) < 60
+
+
+def test_a_target_that_changes_its_model_is_marked(exam: Exam, tmp_path: Path) -> None:
+    plan = Plan("choice", ("math-expert",), method="generate")
+    ask(exam, tmp_path, plan, questions(2))
+    exam.renamed = {"math-expert": "other"}
+
+    async def both() -> list[Record]:
+        async with Endpoint(f"{exam.server.url}/v1") as endpoint:
+            samples = [*questions(1), Sample("swap", "math [A]", "math", "A", ("x", "y"))]
+            exam.renamed = {}
+            folder = RunFolder(tmp_path / "second")
+
+            def swap(record: Record) -> None:
+                exam.renamed = {"math-expert": "other"}
+
+            return await run(folder, endpoint, plan, samples, concurrency=1, advance=swap)
+
+    first, second = asyncio.run(both())
+    assert first.error == ""
+    assert second.correct is None
+    assert "answered as 'math-expert' before and as 'other' now" in second.error
+
+
+def test_maths_code_and_perplexity(exam: Exam, tmp_path: Path) -> None:
+    maths = ask(exam, tmp_path / "m", Plan("math", ("math-expert",)), [Sample("m", "math [1,234]", "math", "1234")])
+    assert (maths[0].answer, maths[0].correct) == (None, False)  # "1,234" is no word the scripted model repeats
+    maths = ask(exam, tmp_path / "n", Plan("math", ("math-expert",)), [Sample("m", "math [42]", "math", "42.0")])
+    assert (maths[0].answer, maths[0].correct) == ("42", True)
+    text = [Sample("p", "four words of text", "d", "")]
+    (scored,) = ask(exam, tmp_path / "p", Plan("perplexity", ("math-expert",)), text)
+    assert (scored.logprobs, scored.prompt_tokens, scored.correct, scored.error) == ((-6.0,), 3, None, "")
+
+
+def test_worked_examples_must_be_others(exam: Exam, tmp_path: Path) -> None:
+    async def leaking() -> None:
+        async with Endpoint(f"{exam.server.url}/v1") as endpoint:
+            plan = Plan("choice", ("auto",), style=Style(shots=1))
+            await run(RunFolder(tmp_path), endpoint, plan, questions(2), examples=questions(1))
+
+    with pytest.raises(ValueError, match="a worked example is one of the questions"):
+        asyncio.run(leaking())
+
+
+def test_prices_by_card_or_by_parameters() -> None:
+    backend = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m"}
+    priced = parse_card({"name": "a", "backend": backend, "cost": {"input": 1, "output": 10}})
+    sized = parse_card({"name": "b", "backend": backend, "cost": {"active_parameters": 7}})
+    assert card_prices([priced])("a", 1000, 100) == pytest.approx(0.002)
+    assert card_prices([priced, sized])("b", 10, 2) == 84
+    assert card_prices([priced])("unknown", 10, 2) == 0
+
+
+def test_the_command_asks_judges_and_resumes(exam: Exam, tmp_path: Path) -> None:
+    task = tmp_path / "task.jsonl"
+    rows = [
+        {"id": s.id, "question": s.prompt, "choices": s.choices, "answer": s.target, "domain": s.domain}
+        for s in questions(24)
+    ]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["run", "--task", str(task), "--endpoint", f"{exam.server.url}/v1", "--out", str(tmp_path / "run")]
+    options += ["--targets", "auto,math-expert,health-expert", "--generalist", "math-expert"]
+    shown = CliRunner().invoke(command, options, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    assert "Routing pays: 100.0 % against" in shown.output
+    count = len(exam.asked)
+    as_json = CliRunner().invoke(command, [*options, "--json"], catch_exceptions=False)
+    assert len(exam.asked) == count
+    data = json.loads(as_json.stdout)
+    assert data["judgement"]["accuracies"]["routed"] == 1.0
+    assert data["judgement"]["against_generalist"]["only_a"] == 8
+    assert data["judgement"]["traffic"] == {"health-expert": 0.5, "math-expert": 0.5}
+    broken = CliRunner().invoke(command, [*options[:-1], "nobody"])
+    assert broken.exit_code == 1
+    assert "no expert 'nobody'" in broken.output
