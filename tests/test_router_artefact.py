@@ -13,9 +13,10 @@ import safetensors.numpy
 from collegium.experts.weights import locate
 from collegium.router.artefact import STARTER, ArtefactError, Router, load_router
 from collegium.router.classifier import About
-from collegium.router.encoder import Encoder, EncoderError, EncoderId, load_encoder
+from collegium.router.encoder import EncoderError, EncoderId, load_encoder
 from collegium.router.frozen import FrozenClassifier
 from collegium.router.manifest import MAX_MANIFEST_BYTES, Manifest, read_artefact, write_artefact
+from router_kit import minilm
 
 PROMPTS = {
     "coding": [
@@ -31,14 +32,9 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder(EncoderId(), 160, locate)
-
-
-@pytest.fixture(scope="module")
-def classifier(encoder: Encoder) -> FrozenClassifier:
+def classifier() -> FrozenClassifier:
     texts = [text for group in PROMPTS.values() for text in group]
-    return FrozenClassifier(encoder, seed=3).fit(texts, [label for label, group in PROMPTS.items() for _ in group])
+    return FrozenClassifier(minilm(), seed=3).fit(texts, [label for label, group in PROMPTS.items() for _ in group])
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +205,9 @@ def test_what_a_killed_writer_left_is_swept(classifier: FrozenClassifier, copy: 
     assert load_router(copy, locate).version.startswith("small-")
 
 
-def test_two_labels_are_enough(encoder: Encoder, tmp_path: Path) -> None:
+def test_two_labels_are_enough(tmp_path: Path) -> None:
     texts, labels = PROMPTS["law"] + PROMPTS["math"], ["law"] * 4 + ["math"] * 4
-    FrozenClassifier(encoder).fit(texts, labels).save(tmp_path / "two")
+    FrozenClassifier(minilm()).fit(texts, labels).save(tmp_path / "two")
     router = load_router(tmp_path / "two", locate)
     assert router.posterior("what is 3 times 9").domain == "math" and router.posterior("sue my boss").domain == "law"
 
@@ -231,3 +227,10 @@ def test_the_starter_routes_one_prompt_of_each_domain() -> None:
     }
     assert {domain: router.posterior(text).domain for domain, text in prompts.items()} == {d: d for d in prompts}
     assert sum(path.stat().st_size for path in STARTER.rglob("*")) < 1_000_000
+
+
+def test_weights_are_written_in_their_own_order(tmp_path: Path, saved: Path) -> None:
+    manifest, _ = read_artefact(saved)
+    columns_first = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    write_artefact(tmp_path / "new", manifest, {"weight": columns_first}, {})
+    assert (read_artefact(tmp_path / "new")[1]["weight"] == columns_first).all()
