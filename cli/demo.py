@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ LAW_CARD: dict[str, object] = {
     "admitted": ["law"],
     "licence": "Apache-2.0",
 }
+WIDTH = 150  # columns where the output goes to a pipe
 START_LIMIT = 600.0  # seconds for engines to come up, the conversion of the weights included
 
 
@@ -76,7 +77,9 @@ def command(state: Path, max_tokens: int) -> None:
 
     Runs on a CPU in about 5 GB of memory. Everything it starts it also stops.
     """
-    console = Console()
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     port, admin_port = _free_ports()
     base = f"http://127.0.0.1:{port}"
     folder = StateFolder(state)
@@ -130,16 +133,13 @@ def _ask_all(console: Console, client: httpx2.Client, base: str, max_tokens: int
 
 def _add_live(console: Console, client: httpx2.Client, base: str, admin: str, admin_key: str, max_tokens: int) -> None:
     console.print("\n[bold]Add an expert to the running endpoint[/bold]: POST /admin/experts with this card")
-    console.print(yaml.safe_dump(LAW_CARD, sort_keys=False).rstrip(), style="cyan", highlight=False)
+    console.print(yaml.safe_dump(LAW_CARD, sort_keys=False, width=WIDTH).rstrip(), style="cyan", highlight=False)
     headers = {"authorization": f"Bearer {admin_key}"}
     started = time.monotonic()
     response = client.post(f"{admin}/admin/experts", json=LAW_CARD, headers=headers)
     if response.status_code != 201:
         raise click.ClickException(f"the admin API refused the card: {response.text}")
-    while "law" not in {model["id"] for model in client.get(f"{base}/v1/models").json()["data"]}:
-        if time.monotonic() - started > 30:
-            raise click.ClickException("the new expert did not become ready within 30 s")
-        time.sleep(0.05)
+    _until(lambda: "law" in _models(client, base), "the new expert did not become ready")
     seconds = time.monotonic() - started
     answer = _ask(client, base, LAW_PROMPT, max_tokens)
     console.print(
@@ -147,11 +147,17 @@ def _add_live(console: Console, client: httpx2.Client, base: str, admin: str, ad
     )
     console.print(f"  reason: {answer.reason}")
     client.delete(f"{admin}/admin/experts/law", headers=headers).raise_for_status()
+    _until(
+        lambda: client.get(f"{admin}/admin/experts/law", headers=headers).status_code == 404,
+        "the expert was not removed",
+    )
+    console.print("and removed again")
 
 
 def _ask(client: httpx2.Client, base: str, prompt: str, max_tokens: int) -> Answer:
     started = time.monotonic()
-    body = {"model": "auto", "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": "auto", "messages": messages, "max_tokens": max_tokens, "temperature": 0}
     response = client.post(f"{base}/v1/chat/completions", json=body)
     if response.status_code != 200:
         raise click.ClickException(f"HTTP {response.status_code}: {response.text}")
@@ -164,6 +170,18 @@ def _ask(client: httpx2.Client, base: str, prompt: str, max_tokens: int) -> Answ
         text=json.loads(response.text)["choices"][0]["message"]["content"],
         seconds=time.monotonic() - started,
     )
+
+
+def _models(client: httpx2.Client, base: str) -> set[str]:
+    return {model["id"] for model in client.get(f"{base}/v1/models").json()["data"]}
+
+
+def _until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.05)
 
 
 def _free_ports() -> tuple[int, int]:
