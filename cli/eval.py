@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,11 @@ from ..evals.endpoint import Endpoint
 from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
 from ..evals.records import Record, RecordError, RunFolder, Sample
-from ..evals.replay import ROUTED, Judgement, judge, judge_run
-from ..evals.runner import Method, Plan, Price, RunStoppedError, card_prices, totals
+from ..evals.replay import EXAMPLES, ROUTED, Judgement, judge, judge_run
+from ..evals.runner import Method, Plan, PriceOf, RunStoppedError, card_prices, totals
 from ..evals.runner import run as run_plan
 from ..evals.sandbox import SandboxError
-from ..evals.table import Table, build_table, fold_of
+from ..evals.table import Price, Table, build_table, fold_of, parse_prices
 from ..evals.tasks import KINDS, Style, TaskError, load_samples
 from ..evals.text import markdown, run_markdown
 from ..experts.card import CardError
@@ -56,9 +58,17 @@ def command() -> None:
 @click.option("--generalist", help="Its name.  [default: the best single expert of the other folds]")
 @click.option("--folds", default=5, show_default=True, help="Folds, grouped by question text.")
 @click.option("--cost-weight", default=0.0, show_default=True, help="As in serving; 0 ignores cost.")
-@click.option("--prices", default="", help="Cost of a question by expert, e.g. big=72,small=8.  [default: as recorded]")
+@click.option(
+    "--prices",
+    default="",
+    help="big=72,small=8: each question; a=2.5/10: a million tokens read and written.  [default: as recorded]",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder of question vectors.")
+@click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.html and figures.")
+@click.option(
+    "--examples-shown", default=EXAMPLES, show_default=True, help="Won and lost questions on the page, so many each."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the judgement as JSON.")
 def replay(
     outcomes: Path,
@@ -70,19 +80,22 @@ def replay(
     prices: str,
     seed: int,
     cache: Path | None,
+    report: Path | None,
+    examples_shown: int,
     as_json: bool,
 ) -> None:
     """Judge the routing on recorded answers, without asking any model."""
     pool = [name.strip() for name in experts.split(",") if name.strip()]
     try:
-        table = _table(outcomes, pool, _prices(prices))
+        table = _table(outcomes, pool, parse_prices(prices))
         fold = fold_of(table.samples, folds, seed)
         source, labels, name = _posteriors(table, router, cache or default_cache(), seed)
         crossed = cross_validate(table, fold, labels, source)
         policy = {"router": name, "folds": folds, "seed": seed, "cost_weight": cost_weight, "outcomes": outcomes.name}
-        judgement = judge(table, crossed, policy, generalist, cost_weight)
+        judgement = judge(table, crossed, policy, generalist, cost_weight, examples=examples_shown)
     except (OutcomesError, RecordError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    _report(judgement, report)
     _print(judgement, as_json)
 
 
@@ -110,6 +123,10 @@ def replay(
 @click.option("--pool", help="Pool with the cards' prices.")
 @click.option("--api-key-env", help="Environment variable that holds the endpoint's key.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.html and figures.")
+@click.option(
+    "--examples-shown", default=EXAMPLES, show_default=True, help="Won and lost questions on the page, so many each."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print totals and judgement as JSON.")
 def run(
     task: Path,
@@ -129,6 +146,8 @@ def run(
     pool: str | None,
     api_key_env: str | None,
     seed: int,
+    report: Path | None,
+    examples_shown: int,
     as_json: bool,
 ) -> None:
     """Ask an endpoint a task's questions, score the answers, and compare."""
@@ -141,9 +160,11 @@ def run(
         key = os.environ.get(api_key_env) if api_key_env else None
         records = asyncio.run(_ask(RunFolder(out), endpoint, key, plan, samples, worked, price, concurrency))
         judged = kind != "perplexity" and ROUTED in asked and len(asked) > 1
-        judgement = judge_run(samples, records, generalist) if judged else None
+        judgement = judge_run(samples, records, generalist, examples_shown) if judged else None
     except (TaskError, RecordError, RunStoppedError, SandboxError, CardError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    if judgement:
+        _report(judgement, report)
     if as_json:
         shown = {"totals": totals(records), "judgement": judgement.as_dict() if judgement else None}
         click.echo(json.dumps(shown, indent=2, allow_nan=False))
@@ -158,7 +179,7 @@ async def _ask(
     plan: Plan,
     samples: list[Sample],
     worked: list[Sample],
-    price: Price | None,
+    price: PriceOf | None,
     concurrency: int,
 ) -> list[Record]:
     with _progress("asking", len(samples) * len(plan.targets)) as advance:
@@ -168,28 +189,26 @@ async def _ask(
             )
 
 
+def _report(judgement: Judgement, folder: Path | None) -> None:
+    if folder is None:
+        return
+    from ..evals.report import write_report
+
+    page = write_report(judgement, folder, shlex.join(["collegium", *sys.argv[1:]]))
+    click.echo(f"report: {page}", err=True)
+
+
 def _print(judgement: Judgement, as_json: bool) -> None:
     click.echo(
         json.dumps(judgement.as_dict(), indent=2, allow_nan=False) if as_json else markdown(judgement), nl=as_json
     )
 
 
-def _table(outcomes: Path, pool: list[str], prices: dict[str, float]) -> Table:
+def _table(outcomes: Path, pool: list[str], prices: dict[str, Price]) -> Table:
     if outcomes.is_dir():
         run = RunFolder(outcomes)
         return build_table(run.samples(), run.records(), pool, prices)
     return build_table(*read_outcomes(outcomes, pool), pool, prices)
-
-
-def _prices(text: str) -> dict[str, float]:
-    prices = {}
-    for item in filter(None, text.split(",")):
-        name, _, value = item.partition("=")
-        try:
-            prices[name.strip()] = float(value)
-        except ValueError as error:
-            raise ValueError(f"--prices: {item!r} is not name=number") from error
-    return prices
 
 
 def _posteriors(

@@ -13,18 +13,45 @@ from .calls import CallPoint, calls_curve, equal_vote, has_answers
 from .crossval import CrossValidated, choose, cross_validate, given_posteriors
 from .curve import CostCurve, cost_curve
 from .records import Record, Sample
-from .statistics import Comparison, Interval, compare
-from .table import Bools, Ints, Table, build_table, fold_of
+from .statistics import Comparison, Interval, compare, wilson
+from .table import Bools, Floats, Table, build_table, fold_of
 
 ROUTED = "auto"
+EXAMPLES = 5
+BINS = 10
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Routed:
-    """What routing did: right or wrong, (n,), and the share of questions that each expert answered."""
+    """What routing did: right or wrong, (n,), and the expert that answered each question."""
 
     right: Bools
-    traffic: Mapping[str, float]
+    experts: Sequence[str]
+
+    def traffic(self) -> dict[str, float]:
+        """Share of the questions that each expert answered, largest first."""
+        return {expert: count / len(self.experts) for expert, count in Counter(self.experts).most_common()}
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Routed questions of like predicted quality: the mean prediction, and what came true."""
+
+    predicted: float
+    right: Interval
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question that routing won (`won`) or lost against the best single expert."""
+
+    id: str
+    domain: str
+    prompt: str
+    target: str
+    expert: str
+    won: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,6 +73,8 @@ class Judgement:
     curve: CostCurve | None
     calls: list[CallPoint]
     equal_vote: Interval | None
+    calibration: list[CalibrationBin]
+    examples: list[Example]
     base: Baselines = field(repr=False)
 
     def as_dict(self) -> dict[str, object]:
@@ -61,13 +90,16 @@ def judge(
     generalist: str | None = None,
     cost_weight: float = 0.0,
     routed: Routed | None = None,
+    examples: int = EXAMPLES,
 ) -> Judgement:
     """Route every question by the folds it is not in, and compare; `policy` is told in the result as it is.
 
-    Where the endpoint itself `routed`, its answers are judged; what needs posteriors, the curves, is then left out.
+    `examples` of won questions are shown, and as many of lost ones. Where the endpoint itself `routed`, its answers are
+    judged; what needs posteriors, the curves and the calibration, is then left out.
     """
     columns = choose(crossed.quality, crossed.relative_cost, cost_weight)
-    routed, live = routed or Routed(picked(table, columns), _traffic(table, columns)), routed is not None
+    live = routed is not None
+    routed = routed or Routed(picked(table, columns), [table.experts[column] for column in columns])
     base = baselines(table, routed.right, crossed, generalist)
     polled = not live and has_answers(table) and len(table.experts) > 1
     priced = not live and bool(table.cost.any())
@@ -83,15 +115,19 @@ def judge(
         domains=by_domain(table, base),
         regret=regret(base),
         advice=advice(table, base),
-        traffic=routed.traffic,
+        traffic=routed.traffic(),
         curve=cost_curve(table, crossed, base.best_single) if priced else None,
         calls=calls_curve(table, crossed.quality, crossed.relative_cost, base.best_single) if polled else [],
         equal_vote=compare(equal_vote(table), base.best_single).gain if polled else None,
+        calibration=[] if live else _calibration(crossed.quality[np.arange(len(columns)), columns], base.routed),
+        examples=_examples(table, base, routed, examples),
         base=base,
     )
 
 
-def judge_run(samples: Sequence[Sample], records: Sequence[Record], generalist: str | None = None) -> Judgement:
+def judge_run(
+    samples: Sequence[Sample], records: Sequence[Record], generalist: str | None = None, examples: int = EXAMPLES
+) -> Judgement:
     """Judge a live run: `auto` against the experts that were asked by name.
 
     The best single expert and the skills of perfect domains are chosen on one half of the questions for the other.
@@ -112,18 +148,32 @@ def judge_run(samples: Sequence[Sample], records: Sequence[Record], generalist: 
         answers=tuple(answers[:-1] for answers in whole.answers),
         unread=whole.unread[:-1],
     )
-    kept = {sample.id for sample in table.samples}
-    answered_by = Counter(record.expert for record in records if record.target == ROUTED and record.sample in kept)
-    traffic = {expert: count / len(kept) for expert, count in answered_by.most_common()}
+    answered_by = {record.sample: record.expert for record in records if record.target == ROUTED}
+    routed = Routed(whole.correct[:, -1], [answered_by[sample.id] for sample in table.samples])
     known = given_posteriors(np.eye(len(table.domains))[table.domain_index])
     crossed = cross_validate(table, fold_of(table.samples, 2), table.domains, known)
     policy = {"router": ", ".join(sorted({record.router for record in records if record.router})), "live": True}
-    return judge(table, crossed, policy, generalist, routed=Routed(whole.correct[:, -1], traffic))
+    return judge(table, crossed, policy, generalist, routed=routed, examples=examples)
 
 
-def _traffic(table: Table, columns: Ints) -> dict[str, float]:
-    shares = np.bincount(columns, minlength=len(table.experts)) / len(columns)
-    return {expert: float(share) for expert, share in zip(table.experts, shares, strict=True) if share > 0}
+def _calibration(predicted: Floats, right: Bools) -> list[CalibrationBin]:
+    """Equal counts a bin, in order of the prediction."""
+    bins = np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(predicted)))
+    return [
+        CalibrationBin(float(predicted[rows].mean()), wilson(int(right[rows].sum()), len(rows)), len(rows))
+        for rows in bins
+    ]
+
+
+def _examples(table: Table, base: Baselines, routed: Routed, count: int) -> list[Example]:
+    """Won and lost questions, spread over the whole set."""
+    found = []
+    for won, mask in ((True, base.routed & ~base.best_single), (False, base.best_single & ~base.routed)):
+        rows = np.flatnonzero(mask)
+        for row in rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]:
+            sample = table.samples[row]
+            found.append(Example(sample.id, sample.domain, sample.prompt, sample.target, routed.experts[row], won))
+    return found
 
 
 def _plain(value: object) -> object:
@@ -131,6 +181,6 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Interval | Comparison | DomainRow | Regret | CostCurve | CallPoint):
+    if isinstance(value, Interval | Comparison | DomainRow | Regret | CostCurve | CallPoint | CalibrationBin | Example):
         return _plain(asdict(value))
     return value

@@ -15,7 +15,7 @@ from .scoring import best_choice, read_choice, read_number
 from .tasks import LETTERS, Style, choice_prompt, open_prompt
 
 Method = Literal["logprob", "generate"]
-Price = Callable[[str, int, int], float]
+PriceOf = Callable[[str, int, int], float]
 """(expert, prompt tokens, completion tokens) -> cost."""
 
 GONE_LIMIT = 20
@@ -50,7 +50,7 @@ class _Run:
     endpoint: Endpoint
     plan: Plan
     examples: Sequence[Sample]
-    price: Price
+    price: PriceOf
     models: dict[str, str] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)
 
@@ -61,7 +61,7 @@ async def run(
     plan: Plan,
     samples: Sequence[Sample],
     examples: Sequence[Sample] = (),
-    price: Price | None = None,
+    price: PriceOf | None = None,
     concurrency: int = 8,
     advance: Callable[[Record], None] | None = None,
 ) -> list[Record]:
@@ -89,7 +89,7 @@ async def run(
     return folder.records()
 
 
-def card_prices(cards: Sequence[Card]) -> Price:
+def card_prices(cards: Sequence[Card]) -> PriceOf:
     """Dollars by the cards' prices; where one card has none, billions of active parameters times tokens for all."""
     costs = {card.name: card.cost for card in cards}
     priced = all(cost.input is not None and cost.output is not None for cost in costs.values())

@@ -17,6 +17,39 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What an answer costs: `question` each, and `read` and `written` a million tokens."""
+
+    question: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+
+    def of(self, record: Record) -> float:
+        tokens = (self.read * record.prompt_tokens + self.written * record.completion_tokens) / 1e6
+        return self.question + tokens
+
+
+def parse_prices(text: str) -> dict[str, Price]:
+    """`a=8,b=0.15/0.6`: 8 a question, or 0.15 and 0.6 a million tokens read and written.
+
+    Raises:
+        ValueError: an item of another form, or a negative number.
+    """
+    prices = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        read, slash, written = value.partition("/")
+        try:
+            price = Price(read=float(read), written=float(written)) if slash else Price(question=float(read))
+        except ValueError as error:
+            raise ValueError(f"price {item!r} is not name=number or name=number/number") from error
+        if min(price.question, price.read, price.written) < 0:
+            raise ValueError(f"price {item!r} is negative")
+        prices[name.strip()] = price
+    return prices
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Table:
     """Answers of n samples by m experts, without a hole: `correct` and `cost` (n, m), `answers` n tuples of m.
@@ -58,12 +91,12 @@ def build_table(
     samples: Sequence[Sample],
     records: Sequence[Record],
     experts: Sequence[str],
-    prices: Mapping[str, float] | None = None,
+    prices: Mapping[str, Price] | None = None,
 ) -> Table:
     """Join samples and records.
 
-    `prices` replaces the recorded cost by a constant a question for each expert it names. Samples that one of the
-    experts did not answer are dropped, for all of them.
+    `prices` replaces the recorded cost of each expert it names. Samples that one of the experts did not answer are
+    dropped, for all of them.
 
     Raises:
         ValueError: an expert has no record at all, is named twice, or no sample is left.
@@ -84,7 +117,7 @@ def build_table(
     costs = np.array([[record.cost for record in row] for row in rows], dtype=np.float64)
     for position, expert in enumerate(experts):
         if prices and expert in prices:
-            costs[:, position] = prices[expert]
+            costs[:, position] = [prices[expert].of(row[position]) for row in rows]
     return Table(
         samples=tuple(kept),
         experts=tuple(experts),
