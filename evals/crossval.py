@@ -87,8 +87,9 @@ def trained_posteriors(table: Table, vectors: Floats, seed: int = 0) -> Posterio
             return of_train, of_test
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits do not move a route
-            head = LogisticRegression(C=10.0, max_iter=200, random_state=seed).fit(vectors[train], index[train])
-        of_test[:, head.classes_] = head.predict_proba(vectors[test])
+            head = LogisticRegression(C=10.0, max_iter=100, tol=1e-3, random_state=seed)
+            head.fit(vectors[train].astype(np.float32), index[train])
+        of_test[:, head.classes_] = head.predict_proba(vectors[test].astype(np.float32))
         return of_train, of_test
 
     return posteriors

@@ -55,7 +55,8 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> Interval:
     share = right / total
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = np.sqrt(share * (1 - share) * z2 / total + z2**2 / (4 * total**2)) / (1 + z2 / total)
-    return Interval(share, max(0.0, centre - float(half)), min(1.0, centre + float(half)))
+    low, high = centre - float(half), centre + float(half)
+    return Interval(share, min(share, max(0.0, low)), max(share, min(1.0, high)))  # rounding may pass 0, 1, the share
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
