@@ -12,9 +12,10 @@ from rich.table import Table
 
 from ..experts.weights import locate
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
+from ..router.kinds import KINDS
 from ..router.manifest import ArtefactError, Manifest, check_target
 from ..training.data import Columns, DataError, Prompt, load_prompts
-from ..training.train import Options, Report, Trained, train_frozen
+from ..training.train import Options, Report, Trained, train
 
 CACHE = Path("~/.cache/collegium/features")
 
@@ -26,6 +27,7 @@ CACHE = Path("~/.cache/collegium/features")
 )
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@click.option("--kind", type=click.Choice(KINDS), default="frozen", show_default=True, help="See docs/routers.md.")
 @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Hub id, folder, or wheel:NAME.")
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--name", help="Name of the router.  [default: the folder's]")
@@ -47,6 +49,7 @@ def command(
     out: Path,
     text_column: str,
     label_column: str,
+    kind: str,
     encoder: str,
     revision: str | None,
     name: str | None,
@@ -60,7 +63,7 @@ def command(
         options = Options(name=name or out.absolute().name, seed=seed, precision=precision)
         check_target(out)
         prompts = load_prompts(data, Columns(text_column, label_column))
-        trained = _train(prompts, EncoderId(encoder, revision), options, cache.expanduser())
+        trained = _train(prompts, kind, EncoderId(encoder, revision), options, cache.expanduser())
         manifest = trained.save(out)
     except (DataError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -72,12 +75,12 @@ def command(
         _print(trained.report, manifest, out)
 
 
-def _train(prompts: list[Prompt], encoder: EncoderId, options: Options, cache: Path) -> Trained:
+def _train(prompts: list[Prompt], kind: str, encoder: EncoderId, options: Options, cache: Path) -> Trained:
     with Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task(f"reading {len(prompts)} prompts", total=len(prompts))
-        loaded = load_encoder(encoder, options.text.tokens, locate)
-        return train_frozen(
-            prompts, loaded, options, cache, lambda done, total: bar.update(task, completed=done, total=total)
+        loaded = None if kind == "tfidf" else load_encoder(encoder, options.text.tokens, locate)
+        return train(
+            prompts, kind, loaded, options, cache, lambda done, total: bar.update(task, completed=done, total=total)
         )
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from .classifier import Classifier
 from .encoder import Locate, as_given
+from .kinds import KINDS, class_of
 from .manifest import ArtefactError, Manifest, read_artefact
 from .posterior import Posterior
 
 __all__ = ["KINDS", "STARTER", "ArtefactError", "Router", "load_router"]
 
 STARTER = Path(__file__).parent / "starter"
-KINDS = ("frozen",)
 
 
 class Router:
@@ -51,16 +51,7 @@ def load_router(folder: Path, locate: Locate = as_given) -> Router:
     """
     manifest, tensors = read_artefact(folder)
     try:
-        classifier = _class_of(manifest.kind).restored(manifest, tensors, locate)
+        classifier = class_of(manifest.kind).restored(manifest, tensors, locate)
     except ArtefactError as error:
         raise ArtefactError(f"router {folder}: {error}") from error
     return Router(classifier, manifest)
-
-
-def _class_of(kind: str) -> type[Classifier]:
-    """The class of a kind, imported when it is needed."""
-    if kind == "frozen":
-        from .frozen import FrozenClassifier
-
-        return FrozenClassifier
-    raise ArtefactError(f"kind {kind!r} is not known; known: {', '.join(KINDS)}")

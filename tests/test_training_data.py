@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from collegium.training.data import Columns, DataError, data_hash, load_prompts
 GOOD = [{"text": f"prompt {i} about {label}", "label": label} for label in ("law", "math") for i in range(8)]
 
 
-def jsonl(path: Path, rows: list[object]) -> Path:
+def jsonl(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

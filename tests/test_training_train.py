@@ -14,7 +14,7 @@ from collegium.router.artefact import load_router
 from collegium.training.data import DataError, Prompt
 from collegium.training.features import SHARD, vectors_of
 from collegium.training.metrics import score
-from collegium.training.train import Options, train_frozen
+from collegium.training.train import Options, train
 from router_kit import labelled, minilm
 
 PROMPTS = [Prompt(row, text, label) for row, (text, label) in enumerate(labelled(), start=1)]
@@ -26,7 +26,7 @@ def data_file(path: Path) -> Path:
 
 
 def test_training_learns_and_reports_held_out_rows(tmp_path: Path) -> None:
-    trained = train_frozen(PROMPTS, minilm(), Options(name="tiny", precision=0.8))
+    trained = train(PROMPTS, "frozen", minilm(), Options(name="tiny", precision=0.8))
     report = trained.report
     assert report.rows == report.held_out.rows == len(PROMPTS) and report.held_out.accuracy > 0.6
     assert report.held_out.precision is not None and report.held_out.precision >= 0.8
@@ -39,7 +39,7 @@ def test_training_learns_and_reports_held_out_rows(tmp_path: Path) -> None:
 
 def test_the_same_data_and_seed_give_the_same_version(tmp_path: Path) -> None:
     versions = {
-        train_frozen(PROMPTS, minilm(), Options(name="tiny", seed=seed)).save(tmp_path / str(run)).version
+        train(PROMPTS, "frozen", minilm(), Options(name="tiny", seed=seed)).save(tmp_path / str(run)).version
         for run, seed in enumerate([1, 1])
     }
     assert len(versions) == 1
@@ -49,13 +49,13 @@ def test_shuffled_labels_score_like_chance() -> None:
     rng = np.random.default_rng(0)
     labels = rng.permutation([prompt.label for prompt in PROMPTS])
     shuffled = [Prompt(prompt.row, prompt.text, str(label)) for prompt, label in zip(PROMPTS, labels, strict=True)]
-    assert train_frozen(shuffled, minilm()).report.held_out.accuracy < 0.55
+    assert train(shuffled, "frozen", minilm()).report.held_out.accuracy < 0.55
 
 
 def test_a_label_of_one_prompt_is_refused() -> None:
     copies = [Prompt(100 + i, "always the very same prompt", "same") for i in range(8)]
     with pytest.raises(DataError, match="all rows of label 'same' are near-duplicates of one prompt"):
-        train_frozen([*PROMPTS, *copies], minilm())
+        train([*PROMPTS, *copies], "frozen", minilm())
 
 
 def test_vectors_are_cached_and_a_broken_cache_is_made_anew(tmp_path: Path) -> None:

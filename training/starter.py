@@ -17,13 +17,14 @@ from rich.table import Table
 
 from ..experts.weights import locate
 from ..router.calibration import softmax
+from ..router.classifier import Classifier
 from ..router.encoder import EncoderId, load_encoder
-from ..router.frozen import FrozenClassifier
+from ..router.kinds import KINDS
 from ..router.manifest import ArtefactError
 from .data import Columns, DataError, Prompt, load_prompts
-from .features import vectors_of
+from .learners import logits_of
 from .metrics import Scores, score
-from .train import Options, train_frozen
+from .train import Options, train
 
 OWN_PROMPTS = Path(__file__).parent / "prompts" / "own.jsonl"
 COLUMNS = Columns(label="domain")
@@ -49,12 +50,12 @@ def starter_prompts(data: Path) -> list[Prompt]:
     return chosen
 
 
-def score_file(classifier: FrozenClassifier, path: Path, threshold: float, cache: Path | None) -> Scores:
+def score_file(classifier: Classifier, path: Path, threshold: float, cache: Path | None) -> Scores:
     """Scores on a file of labelled prompts."""
     labels = classifier.classes_.tolist()
     prompts = [row for row in load_prompts(path, COLUMNS) if row.label in labels]
-    vectors = vectors_of([classifier.prepare(row.text) for row in prompts], classifier.encoder, cache)
-    probabilities = softmax(classifier.logits_of_vectors(vectors), classifier.temperature)
+    logits = logits_of(classifier, [classifier.prepare(row.text) for row in prompts], cache)
+    probabilities = softmax(logits, classifier.temperature)
     return score(probabilities, np.array([labels.index(row.label) for row in prompts]), labels, threshold)
 
 
@@ -62,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m collegium.training.starter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with domain_prompts_*.jsonl.gz")
     parser.add_argument("--out", type=Path, required=True, help="folder of the artefact")
+    parser.add_argument("--kind", choices=KINDS, default="frozen")
     parser.add_argument("--cache", type=Path, help="keep encoder vectors here for the next run")
     options = parser.parse_args(arguments)
     console = Console()
     try:
         prompts = starter_prompts(options.data)
         encoder = load_encoder(EncoderId(), Options().text.tokens, locate)
-        trained = train_frozen(prompts, encoder, Options(name="starter", seed=SEED), options.cache)
+        trained = train(prompts, options.kind, encoder, Options(name="starter", seed=SEED), options.cache)
         threshold = trained.about.threshold
         scores = {"held out": trained.report.held_out}
         for name in ("domain_prompts_test", "domain_prompts_ood"):

@@ -12,17 +12,22 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from ..router.calibration import Floats, Targets, ece, fit_temperature, softmax, threshold_for_precision
-from ..router.classifier import About
+from ..router.classifier import About, Classifier
+from ..router.committee import CommitteeClassifier
 from ..router.encoder import Encoder
 from ..router.frozen import FrozenClassifier
+from ..router.kinds import KINDS
 from ..router.manifest import DataRecord, Manifest, TextRecord
+from ..router.ngrams import NgramClassifier
 from .data import DataError, Prompt, data_hash
 from .features import Progress, quiet, vectors_of
+from .learners import CommitteeLearner, FrozenLearner, Learner, NgramLearner
 from .metrics import Scores, score
 from .split import folds, near_duplicate_groups, rounds
 
 FOLDS = 5
 MANY_ROWS = 20_000  # from here on one held-out fold is enough
+COMMITTEE = ("frozen", "tfidf")
 SELF_TESTS = ("What is 17% of 340?", "write a python function that reverses a list", "hello, how are you today?")
 
 
@@ -67,7 +72,7 @@ class Report:
 class Trained:
     """A fitted router that is not written yet."""
 
-    classifier: FrozenClassifier
+    classifier: Classifier
     about: About
     report: Report
 
@@ -80,25 +85,27 @@ class Trained:
         return self.classifier.save(folder, self.about)
 
 
-def train_frozen(
+def train(
     prompts: Sequence[Prompt],
-    encoder: Encoder,
+    kind: str,
+    encoder: Encoder | None = None,
     options: Options = Options(),
     cache: Path | None = None,
     progress: Progress = quiet,
 ) -> Trained:
-    """Fit kind `frozen` on checked prompts (see data.load_prompts).
+    """Fit a kind of router on checked prompts (see data.load_prompts). Only `tfidf` needs no encoder.
 
     Raises:
         DataError: a label has near-duplicates of one prompt only.
+        ValueError: the kind is not known, or needs an encoder.
     """
-    classifier = FrozenClassifier(encoder, options.text, options.seed, options.regularisation)
     labels = np.array([prompt.label for prompt in prompts])
     groups = near_duplicate_groups([prompt.text for prompt in prompts])
     _refuse_one_prompt_labels(labels, groups)
-    vectors = vectors_of([classifier.prepare(prompt.text) for prompt in prompts], encoder, cache, progress)
-    logits, rows = _held_out_logits(classifier, vectors, labels, folds(labels.tolist(), groups, FOLDS, options.seed))
-    classifier.fit_vectors(vectors, labels.tolist())
+    learner = learner_of(kind, prompts, encoder, options, cache, progress)
+    classifier = learner.classifier
+    logits, rows = _held_out_logits(learner, folds(labels.tolist(), groups, FOLDS, options.seed))
+    learner.fit(np.arange(len(labels)))
     targets = np.searchsorted(classifier.classes_, labels[rows])
     classifier.temperature = fit_temperature(logits, targets)
     report = _report(classifier, logits, targets, len(prompts) - len(np.unique(groups)), options)
@@ -112,23 +119,49 @@ def train_frozen(
     return Trained(classifier, about, report)
 
 
-def _held_out_logits(
-    classifier: FrozenClassifier, vectors: NDArray[np.float32], labels: NDArray[np.str_], assigned: Targets
-) -> tuple[Floats, Targets]:
+def learner_of(
+    kind: str,
+    prompts: Sequence[Prompt],
+    encoder: Encoder | None,
+    options: Options,
+    cache: Path | None = None,
+    progress: Progress = quiet,
+) -> Learner:
+    """An unfitted router of a kind, with the features of the prompts.
+
+    Raises:
+        ValueError: the kind is not known, or needs an encoder.
+    """
+    labels = np.array([prompt.label for prompt in prompts])
+    if kind == "tfidf":
+        ngrams = NgramClassifier(options.text, options.seed, options.regularisation)
+        return NgramLearner(ngrams, ngrams.features([ngrams.prepare(prompt.text) for prompt in prompts]), labels)
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is not known; known: {', '.join(KINDS)}")
+    if encoder is None:
+        raise ValueError(f"kind {kind!r} needs an encoder")
+    if kind == "frozen":
+        frozen = FrozenClassifier(encoder, options.text, options.seed, options.regularisation)
+        texts = [frozen.prepare(prompt.text) for prompt in prompts]
+        return FrozenLearner(frozen, vectors_of(texts, encoder, cache, progress), labels)
+    members = [learner_of(member, prompts, encoder, options, cache, progress) for member in COMMITTEE]
+    committee = CommitteeClassifier([member.classifier for member in members], options.text, options.seed)
+    return CommitteeLearner(committee, members)
+
+
+def _held_out_logits(learner: Learner, assigned: Targets) -> tuple[Floats, Targets]:
     """Logits of rows by classifiers that did not see them or a near duplicate, and which rows these are."""
     logits: list[Floats] = []
     rows: list[Targets] = []
-    for train, held in rounds(assigned, 1 if len(labels) > MANY_ROWS else FOLDS):
+    for train_rows, held in rounds(assigned, 1 if len(assigned) > MANY_ROWS else FOLDS):
         if len(held):
-            classifier.fit_vectors(vectors[train], labels[train].tolist())
-            logits.append(classifier.logits_of_vectors(vectors[held]))
+            learner.fit(train_rows)
+            logits.append(learner.logits(held))
             rows.append(held)
     return np.concatenate(logits), np.concatenate(rows)
 
 
-def _report(
-    classifier: FrozenClassifier, logits: Floats, targets: Targets, duplicates: int, options: Options
-) -> Report:
+def _report(classifier: Classifier, logits: Floats, targets: Targets, duplicates: int, options: Options) -> Report:
     probabilities = softmax(logits, classifier.temperature)
     threshold = threshold_for_precision(probabilities, targets, options.precision)
     return Report(
