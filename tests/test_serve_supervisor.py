@@ -4,91 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
 import psutil
 import pytest
 import yaml
-from collegium.experts.processes import die_with_parent
 from echo_expert import EchoExpert
-
-START = 90.0  # seconds: the encoder takes 10 of them on a busy box
-
-
-@dataclass
-class Serving:
-    """A `collegium serve` process and how to reach it."""
-
-    folder: Path
-    port: int
-    admin_port: int
-    environment: dict[str, str]
-    pool: Path
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def admin(self) -> str:
-        return f"http://127.0.0.1:{self.admin_port}/admin"
-
-    @property
-    def admin_headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {(self.folder / 'admin.key').read_text()}"}
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command(), env=self.environment, start_new_session=True, preexec_fn=die_with_parent
-        )
-
-    def command(self) -> list[str]:
-        ports = ["--port", str(self.port), "--admin-port", str(self.admin_port)]
-        return [
-            sys.executable,
-            "-m",
-            "collegium.cli.main",
-            "serve",
-            str(self.pool),
-            "--state",
-            str(self.folder),
-            *ports,
-        ]
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, "collegium serve ended early"
-            try:
-                if httpx2.get(f"{self.base}/readyz", trust_env=False).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                pass
-            time.sleep(0.1)
-        raise TimeoutError("the endpoint was not ready")
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def chat(self, text: str, model: str = "auto") -> httpx2.Response:
-        body = {"model": model, "messages": [{"role": "user", "content": text}]}
-        return httpx2.post(f"{self.base}/v1/chat/completions", json=body, trust_env=False, timeout=30)
-
-    def models(self) -> set[str]:
-        return {row["id"] for row in httpx2.get(f"{self.base}/v1/models", trust_env=False).json()["data"]}
+from whole_kit import Serving, free_ports, until
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +38,9 @@ def _serving(echo: EchoExpert, folder: Path) -> Iterator[Serving]:
         (hidden / package / "__init__.py").write_text("raise ImportError('this package is hidden in this test')")
     pool = folder / "pool.yaml"
     pool.write_text(yaml.safe_dump([_card("general", echo.url, generalist=True)]))
-    port, admin_port = _free_ports()
+    port, admin_port = free_ports()
     environment = {**os.environ, "PYTHONPATH": str(hidden)}
-    running = Serving(folder / "state", port, admin_port, environment, pool)
+    running = Serving(folder / "state", port, admin_port, environment, str(pool))
     running.start()
     try:
         running.wait_ready()
@@ -126,13 +53,6 @@ def _serving(echo: EchoExpert, folder: Path) -> Iterator[Serving]:
 
 def _card(name: str, url: str, **more: object) -> dict[str, object]:
     return {"name": name, "backend": {"kind": "remote", "url": url, "model": "echo"}, **more}
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
 
 
 def test_answers_without_ray(serving: Serving) -> None:
@@ -158,13 +78,14 @@ def test_an_expert_added_live_disturbs_nobody(serving: Serving, echo: EchoExpert
     try:
         mathematics = _card("math", echo.url, domains={"math": 0.9}, admitted=["math"])
         assert (
-            httpx2.post(f"{serving.admin}/experts", json=mathematics, headers=serving.admin_headers).status_code == 201
+            serving.http.post(f"{serving.admin}/experts", json=mathematics, headers=serving.admin_headers).status_code
+            == 201
         )
-        _until(lambda: "math" in serving.models())
+        until(lambda: "math" in serving.models())
         routed = serving.chat("Solve the equation 3x + 5 = 20 for x.")
         assert routed.headers["x-collegium-expert"] == "math"
-        assert httpx2.delete(f"{serving.admin}/experts/math", headers=serving.admin_headers).status_code < 300
-        _until(lambda: "math" not in serving.models())
+        assert serving.http.delete(f"{serving.admin}/experts/math", headers=serving.admin_headers).status_code < 300
+        until(lambda: "math" not in serving.models())
         assert serving.chat("Solve the equation 3x + 5 = 20 for x.").headers["x-collegium-expert"] == "general"
     finally:
         done.set()
@@ -197,8 +118,10 @@ def test_the_edge_killed_is_replaced_and_no_connection_is_refused(serving: Servi
 def test_killed_and_started_again_it_has_the_same_experts(echo: EchoExpert, tmp_path: Path) -> None:
     with _serving(echo, tmp_path) as serving:
         extra = _card("extra", echo.url, domains={"law": 0.9}, admitted=["law"])
-        assert httpx2.post(f"{serving.admin}/experts", json=extra, headers=serving.admin_headers).status_code == 201
-        _until(lambda: "extra" in serving.models())
+        assert (
+            serving.http.post(f"{serving.admin}/experts", json=extra, headers=serving.admin_headers).status_code == 201
+        )
+        until(lambda: "extra" in serving.models())
         children = psutil.Process(serving.process.pid).children(recursive=True)
         serving.process.kill()
         serving.process.wait()
@@ -206,8 +129,8 @@ def test_killed_and_started_again_it_has_the_same_experts(echo: EchoExpert, tmp_
         assert not alive, "the edge and the reconciler end with their supervisor"
         serving.start()
         serving.wait_ready()
-        _until(lambda: serving.models() == {"auto", "general", "extra"})
-        records = httpx2.get(f"{serving.admin}/experts", headers=serving.admin_headers).json()
+        until(lambda: serving.models() == {"auto", "general", "extra"})
+        records = serving.http.get(f"{serving.admin}/experts", headers=serving.admin_headers).json()
         assert sorted(record["name"] for record in _rows(records)) == ["extra", "general"]
 
 
@@ -234,7 +157,7 @@ def test_stop_ends_it_from_another_terminal(echo: EchoExpert, tmp_path: Path) ->
 def test_metrics_and_logs_hold_no_prompt(serving: Serving) -> None:
     canary = "canary-prompt-7391"
     assert serving.chat(f"hello {canary}").status_code == 200
-    metrics = httpx2.get(f"{serving.base}/metrics", trust_env=False).text
+    metrics = serving.http.get(f"{serving.base}/metrics").text
     assert "collegium_" in metrics and canary not in metrics
     for log in (serving.folder / "logs").iterdir():
         assert canary not in log.read_text(), log.name
@@ -244,11 +167,3 @@ def _child(pid: int, module: str) -> psutil.Process:
     found = [child for child in psutil.Process(pid).children() if module in " ".join(child.cmdline())]
     assert len(found) == 1, json.dumps([child.cmdline() for child in found])
     return found[0]
-
-
-def _until(condition: object, seconds: float = 15.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)
