@@ -79,6 +79,9 @@ class Serving:
         body = {"model": model, "messages": [{"role": "user", "content": text}]}
         return self.http.post(f"{self.base}/v1/chat/completions", json=body)
 
+    def register(self, card: dict[str, object]) -> httpx2.Response:
+        return self.http.post(f"{self.admin}/experts", json=card, headers=self.admin_headers)
+
     def models(self) -> set[str]:
         return {row["id"] for row in self.http.get(f"{self.base}/v1/models").json()["data"]}
 
