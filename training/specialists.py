@@ -12,11 +12,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .specialize import Recipe, specialize
+from .specialize import specialize
 from .specialize_data import SpecializeError
+from .specialize_model import Recipe
 
 MODEL = "wheel:smollm2-135m-instruct"
 
@@ -40,27 +41,33 @@ _ASKED = "Answer with the letter and the text of the right choice."
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """One specialist: its budget, and whether lettered questions are learned as choices to score."""
+    """One specialist: its budget, and whether lettered questions are learned as choices to score.
+
+    `thin` keeps every n-th row of a source that would drown the others.
+    """
 
     domain: str
     tokens_budget: int
     max_length: int
     choices: bool = False
-    heldout_rows: int = 32
+    heldout_rows: int = 12
+    evaluations: int = 1
+    lr: float = 2e-3
+    thin: Mapping[str, int] = field(default_factory=dict)
 
     def recipe(self) -> Recipe:
         """Rank 8 on the last 15 of 30 layers: half the backward pass, and under 2 MB in bfloat16."""
         return Recipe(
-            MODEL, self.domain, layers=15, max_length=self.max_length, batch_packs=1, epochs=2.0, evaluations=3,
-            tokens_budget=self.tokens_budget, heldout_rows=self.heldout_rows,
+            MODEL, self.domain, layers=15, max_length=self.max_length, batch_packs=1, epochs=2.0, lr=self.lr,
+            evaluations=self.evaluations, tokens_budget=self.tokens_budget, heldout_rows=self.heldout_rows,
         )  # fmt: skip
 
 
 SHIPPED = (
-    Shipped("science", 75_000, 256, choices=True, heldout_rows=40),
-    Shipped("math", 45_000, 384),
-    Shipped("health", 40_000, 320, heldout_rows=20),
-    Shipped("coding", 30_000, 256),
+    Shipped("science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12}),
+    Shipped("math", 18_000, 384),
+    Shipped("coding", 15_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
+    Shipped("health", 16_000, 320),
 )
 
 
@@ -77,18 +84,16 @@ def rows_of(data: Path, shipped: Shipped, split: str = "") -> list[dict[str, obj
     except (OSError, ValueError) as error:
         raise SpecializeError(f"{file} cannot be read: {error}") from error
     kept = [{**row, "licence": LICENCES[row["source"]]} for row in rows if row["source"] in LICENCES]
-    return list(_with_choices(kept)) if shipped.choices and not split else kept
+    if split:
+        return kept
+    thinned = [row for index, row in enumerate(kept) if index % shipped.thin.get(str(row["source"]), 1) == 0]
+    return list(_with_choices(thinned)) if shipped.choices else thinned
 
 
 def _with_choices(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
-    """Lettered questions mostly as choices to score, every sixth as the chat turn it was; one trivia row in twelve."""
+    """Lettered questions as choices to score, every sixth as the chat turn it was; other rows as they are."""
     for index, row in enumerate(rows):
-        question = as_choices(row)
-        if question is None:
-            if index % 12 == 0:
-                yield row
-        else:
-            yield row if index % 6 == 0 else question
+        yield row if index % 6 == 0 else as_choices(row) or row
 
 
 def as_choices(row: Mapping[str, object]) -> dict[str, object] | None:

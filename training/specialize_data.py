@@ -54,11 +54,11 @@ class Corpus:
         return {source: {"rows": count, "licence": licence} for (source, licence), count in sorted(counted.items())}
 
 
-def read_corpus(path: Path) -> Corpus:
+def read_corpus(path: Path, split: str | None = None) -> Corpus:
     """Read `.jsonl` (or `.jsonl.gz`) rows, or a `.txt` file of plain text.
 
     A JSON row has `instruction` and `response`; or `question`, `choices` and `answer_index`; or `text`. `source` and
-    `licence` are kept as provenance; other keys are ignored.
+    `licence` are kept as provenance; other keys are ignored. Rows that name another split than `split` are skipped.
 
     Raises:
         SpecializeError: the file cannot be read, or no row of it can be used.
@@ -72,7 +72,7 @@ def read_corpus(path: Path) -> Corpus:
         raise SpecializeError(f"{path} cannot be read: {error}") from error
     found: list[Row] = []
     bad: list[BadRow] = []
-    for number, row in enumerate(_blocks(text) if path.suffix == ".txt" else _parsed(text), 1):
+    for number, row in enumerate(_blocks(text) if path.suffix == ".txt" else _parsed(text, split), 1):
         if isinstance(row, Row):
             found.append(row)
         elif row:
@@ -97,14 +97,16 @@ def split_rows(rows: Sequence[Row], heldout: int, seed: int) -> tuple[tuple[Row,
     return tuple(ordered[cut:]), tuple(ordered[:cut])
 
 
-def _parsed(text: str) -> Iterator[Row | str]:
-    """A row a line, or what is wrong with it; "" for an empty line."""
+def _parsed(text: str, split: str | None) -> Iterator[Row | str]:
+    """A row a line, or what is wrong with it; "" for an empty line and for another split's."""
     for line in text.split("\n"):
         if not line.strip():
             yield ""
             continue
         try:
-            yield _row(json.loads(line))
+            data = json.loads(line)
+            other = split is not None and isinstance(data, dict) and data.get("split", split) != split
+            yield "" if other else _row(data)
         except (ValueError, RecursionError) as error:
             yield f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
 

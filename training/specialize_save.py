@@ -41,7 +41,9 @@ def save_result(
     save_file(tensors, fresh / ADAPTER, metadata={"format": "pt"})
     write_json(fresh / "metrics.json", metrics)
     write_json(fresh / "provenance.json", provenance)
-    (fresh / "card.yaml").write_text(yaml.safe_dump(card(folder.name, domain, engine, fresh, config.r), sort_keys=False))
+    (fresh / "card.yaml").write_text(
+        yaml.safe_dump(card(folder.name, domain, engine, fresh, config.r), sort_keys=False)
+    )
     if merge:
         merged = model.merge_and_unload()
         merged.save_pretrained(fresh / "merged")
