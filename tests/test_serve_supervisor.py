@@ -18,6 +18,9 @@ from echo_expert import EchoExpert
 from whole_kit import Serving, free_ports, until
 
 
+EQUATION = "Solve the equation 3x + 5 = 20 for x."
+
+
 @pytest.fixture(scope="module")
 def echo() -> Iterator[EchoExpert]:
     with EchoExpert() as expert:
@@ -82,11 +85,11 @@ def test_an_expert_added_live_disturbs_nobody(serving: Serving, echo: EchoExpert
             == 201
         )
         until(lambda: "math" in serving.models())
-        routed = serving.chat("Solve the equation 3x + 5 = 20 for x.")
-        assert routed.headers["x-collegium-expert"] == "math"
+        # Again where a crowded machine let the classifier run out of its time, which the generalist answers.
+        until(lambda: serving.chat(EQUATION).headers["x-collegium-expert"] == "math")
         assert serving.http.delete(f"{serving.admin}/experts/math", headers=serving.admin_headers).status_code < 300
         until(lambda: "math" not in serving.models())
-        assert serving.chat("Solve the equation 3x + 5 = 20 for x.").headers["x-collegium-expert"] == "general"
+        assert serving.chat(EQUATION).headers["x-collegium-expert"] == "general"
     finally:
         done.set()
         asking.join()
