@@ -1,8 +1,8 @@
 """Importers: recorded answers of others, as our samples and records, so that policies are judged without any GPU.
 
-Every importer says what it does with a missing answer. `correct: null` (the model's file lacks the question) gives no
-record: such a question is left out for every expert, so that all are compared on the same ones. An answer that could
-not be read is a record with `answer` None and counts as wrong.
+Every importer says what it does with a missing answer. `correct: null` or no such key (the model's file lacks the
+question) gives no record: such a question is left out for every expert, so that all are compared on the same ones. An
+answer that could not be read is a record with `answer` None and counts as wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .records import Record, Sample
+from .scoring import read_number
 
 Row = Mapping[str, object]
 Imported = tuple[list[Sample], list[Record]]
@@ -72,12 +73,14 @@ def _mmlu_pro(row: Row, experts: Sequence[str] | None) -> tuple[Sample, list[Rec
         subject=subject,
     )
     return sample, [
-        _record(sample, name, correct[name], answers[name]) for name in experts or correct if correct[name] is not None
+        _record(sample, name, correct[name], answers[name])
+        for name in experts or correct
+        if correct.get(name) is not None
     ]
 
 
 def _med(row: Row, experts: Sequence[str] | None) -> tuple[Sample, list[Record]]:
-    """Medical sets: the data set is the domain; tokens and seconds are recorded. No answer is missing in it."""
+    """Medical sets: the data set is the domain; tokens and seconds are recorded. Every answer could be read."""
     correct, answers = _mapping(row["correct"]), _mapping(row["pred"])
     tokens, seconds = _mapping(row["tokens"]), _mapping(row["seconds"])
     sample = Sample(
@@ -89,17 +92,20 @@ def _med(row: Row, experts: Sequence[str] | None) -> tuple[Sample, list[Record]]
     )
     records = []
     for name in experts or correct:
-        if correct[name] is not None:
+        if correct.get(name) is not None:
             counts, taken = tokens.get(name) or [0, 0], seconds.get(name) or 0.0
             records.append(_record(sample, name, correct[name], answers[name], counts, float(str(taken))))
     return sample, records
 
 
 def _gsm8k(row: Row, experts: Sequence[str] | None) -> tuple[Sample, list[Record]]:
-    """GSM8K: `*_recheck`, because the shipped flags call '$20.00' wrong where the answer is 20. One domain: math."""
+    """GSM8K: `*_recheck`, because the shipped flags call '$20.00' wrong where the answer is 20. One domain: math.
+
+    The answer is the last number of the response; it only serves to see which answers are equal.
+    """
     sample = Sample(id=str(row["id"]), prompt=str(row["prompt"]), domain="math", target=str(row["gold"]))
     return sample, [
-        _record(sample, name, row[f"{name}_recheck"], row[f"{name}_response"])
+        _record(sample, name, row[f"{name}_recheck"], read_number(str(row[f"{name}_response"])))
         for name in experts or ("gpt4", "mixtral")
     ]
 

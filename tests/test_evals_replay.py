@@ -254,7 +254,7 @@ def test_errors_of_the_command_are_sentences(tmp_path: Path) -> None:
     file = tmp_path / "outcomes.jsonl"
     file.write_text("".join(json.dumps(outcome_row(number)) + "\n" for number in range(10)))
     for options, reason in (
-        (["--experts", "m,nobody"], "KeyError: 'nobody'"),
+        (["--experts", "m,nobody"], "no record of nobody; there are m"),
         (["--experts", "m,n", "--prices", "m=free"], "price 'm=free'"),
         (["--experts", "m,n", "--folds", "1"], "1 folds"),
     ):
