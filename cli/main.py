@@ -14,6 +14,7 @@ COMMANDS = {
     "experts": "List, show, add, replace or remove experts.",
     "keys": "Create, list or remove API keys.",
     "route": "Explain which expert a prompt would go to; needs no server.",
+    "router": "Show, compare, promote or roll back versions of the router.",
     "serve": "Serve a pool behind one OpenAI-compatible endpoint.",
     "stop": "Stop what serves from a state folder, engines included.",
     "train": "Train a router from labelled prompts.",

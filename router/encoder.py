@@ -21,7 +21,7 @@ Locate = Callable[[str, str | None], str]
 """(model id, revision) -> what SentenceTransformer opens: a local folder or a hub id."""
 
 
-class EncoderError(RuntimeError):
+class EncoderError(ValueError):
     """The encoder cannot be loaded, or is not the one that the router was trained with."""
 
 

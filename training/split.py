@@ -24,19 +24,19 @@ def near_duplicate_groups(texts: Sequence[str]) -> Positions:
 
     MinHash with banding finds the pairs (Broder 1997), exact similarity confirms them; groups are transitive.
     """
-    shingles = [_shingles(text) for text in texts]
+    grams = [shingles(text) for text in texts]
     parent = list(range(len(texts)))
     rng = np.random.default_rng(0)
     scale = rng.integers(1, int(_PRIME), _BANDS * _ROWS, dtype=np.uint64)
     shift = rng.integers(0, int(_PRIME), _BANDS * _ROWS, dtype=np.uint64)
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for position, hashes in enumerate(shingles):
+    for position, hashes in enumerate(grams):
         signature = ((hashes[:, None] * scale + shift) % _PRIME).min(axis=0).astype(np.uint32)
         for band in range(_BANDS):
             bucket = buckets[band, signature[band * _ROWS : (band + 1) * _ROWS].tobytes()]
             for other in bucket[:_COMPARED]:
                 ours, theirs = _root(parent, position), _root(parent, other)
-                if ours != theirs and _jaccard(hashes, shingles[other]) >= SIMILARITY:
+                if ours != theirs and _jaccard(hashes, grams[other]) >= SIMILARITY:
                     parent[max(ours, theirs)] = min(ours, theirs)
             bucket.append(position)
     return np.array([_root(parent, position) for position in range(len(texts))], dtype=np.intp)
@@ -66,7 +66,8 @@ def rounds(assigned: Positions, count: int) -> Iterator[tuple[Positions, Positio
         yield np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
 
 
-def _shingles(text: str) -> NDArray[np.uint64]:
+def shingles(text: str) -> NDArray[np.uint64]:
+    """Hashes of a text's distinct word-3-grams, ascending; case and punctuation aside."""
     words = _WORD.findall(text.casefold())
     grams = {" ".join(words[start : start + 3]) for start in range(max(1, len(words) - 2))} if words else {text}
     return np.array(sorted(zlib.crc32(gram.encode()) for gram in grams), dtype=np.uint64)

@@ -30,6 +30,7 @@ OWN_PROMPTS = Path(__file__).parent / "prompts" / "own.jsonl"
 COLUMNS = Columns(label="domain")
 ROWS_PER_SOURCE = 500
 SEED = 7
+PRECISION = 0.95
 
 
 def starter_prompts(data: Path) -> list[Prompt]:
@@ -63,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m collegium.training.starter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with domain_prompts_*.jsonl.gz")
     parser.add_argument("--out", type=Path, required=True, help="folder of the artefact")
-    parser.add_argument("--kind", choices=KINDS, default="frozen")
+    parser.add_argument("--kind", choices=KINDS, default="committee")
     parser.add_argument("--cache", type=Path, help="keep encoder vectors here for the next run")
     options = parser.parse_args(arguments)
     console = Console()
     try:
         prompts = starter_prompts(options.data)
         encoder = load_encoder(EncoderId(), Options().text.tokens, locate)
-        trained = train(prompts, options.kind, encoder, Options(name="starter", seed=SEED), options.cache)
+        trained = train(
+            prompts, options.kind, encoder, Options(name="starter", seed=SEED, precision=PRECISION), options.cache
+        )
         threshold = trained.about.threshold
         scores = {"held out": trained.report.held_out}
         for name in ("domain_prompts_test", "domain_prompts_ood"):

@@ -21,6 +21,7 @@ from ..router.manifest import DataRecord, Manifest, TextRecord
 from ..router.ngrams import NgramClassifier
 from .data import DataError, Prompt, data_hash
 from .features import Progress, quiet, vectors_of
+from .leakage import SEEN, seen_file
 from .learners import CommitteeLearner, FrozenLearner, Learner, NgramLearner
 from .metrics import Scores, score
 from .split import folds, near_duplicate_groups, rounds
@@ -115,6 +116,7 @@ def train(
         data=DataRecord(hash=data_hash(prompts), rows=dict(sorted(Counter(labels.tolist()).items()))),
         metrics=report.as_dict(),
         self_test=SELF_TESTS,
+        extra={SEEN: seen_file([prompt.text for prompt in prompts])},
     )
     return Trained(classifier, about, report)
 
