@@ -34,6 +34,9 @@ CACHE = Path("~/.cache/collegium/features")
 @click.option(
     "--precision", default=0.9, show_default=True, help="Abstain so that this share of routed prompts is right."
 )
+@click.option(
+    "--hold-out-sources", is_flag=True, help="Hold out whole sources (column `source`) to calibrate and score."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--cache",
@@ -54,13 +57,16 @@ def command(
     revision: str | None,
     name: str | None,
     precision: float,
+    hold_out_sources: bool,
     seed: int,
     cache: Path,
     as_json: bool,
 ) -> None:
     """Train a router from DATA, a JSONL or CSV file (also .gz) with a text and a label column."""
     try:
-        options = Options(name=name or out.absolute().name, seed=seed, precision=precision)
+        options = Options(
+            name=name or out.absolute().name, seed=seed, precision=precision, hold_out_sources=hold_out_sources
+        )
         check_target(out)
         prompts = load_prompts(data, Columns(text_column, label_column))
         trained = _train(prompts, kind, EncoderId(encoder, revision), options, cache.expanduser())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from collegium.training.split import folds, near_duplicate_groups, rounds
+import pytest
+from collegium.training.split import folds, near_duplicate_groups, rounds, source_folds
 from hypothesis import given
 from hypothesis import strategies as st
 
+SOURCES = {"own": ["law", "math", "art"], "exam": ["math"], "forum": ["law"], "quiz": ["art", "law"]}
 LONG = (
     "calculate the vapour pressure of ethanol at the given temperature when its enthalpy of vaporisation is known to us"
 )
@@ -44,3 +46,18 @@ def test_folds_spread_labels_evenly() -> None:
     for fold in range(5):
         held = np.flatnonzero(assigned == fold)
         assert np.sum(held < 50) == 10 and np.sum(held >= 50) == 2
+
+
+def test_source_folds_keep_sources_whole_and_every_label_on_both_sides() -> None:
+    rows = [(source, label) for source, labels in SOURCES.items() for label in labels for _ in range(5)]
+    labels, sources = [label for _, label in rows], [source for source, _ in rows]
+    assigned = source_folds(labels, sources, 3)
+    for source in SOURCES:
+        assert len({int(fold) for fold, its in zip(assigned, sources, strict=True) if its == source}) == 1
+    for train, held in rounds(assigned, 3):
+        assert {labels[row] for row in train} == {"law", "math", "art"} and len(held)
+
+
+def test_a_label_of_one_source_cannot_be_held_out() -> None:
+    with pytest.raises(ValueError, match="label 'b' comes from one source only"):
+        source_folds(["a", "a", "b"], ["x", "y", "x"], 2)

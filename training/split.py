@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,6 +58,33 @@ def folds(labels: Sequence[str], groups: Positions, count: int, seed: int) -> ND
         filled[label][fold] += len(rows)
         assigned[rows] = fold
     return assigned
+
+
+def source_folds(labels: Sequence[str], sources: Sequence[str], count: int) -> Positions:
+    """A fold number for each row that never parts a source, and never puts all rows of a label into one fold.
+
+    Raises:
+        ValueError: a label comes from one source only.
+    """
+    sources_of: defaultdict[str, set[str]] = defaultdict(set)
+    for label, source in zip(labels, sources, strict=True):
+        sources_of[label].add(source)
+    alone = sorted(label for label, found in sources_of.items() if len(found) < 2)
+    if alone:
+        raise ValueError(f"label {alone[0]!r} comes from one source only, which cannot be held out")
+    sizes = Counter(sources)
+    fold_of: dict[str, int] = {}
+    filled = [0] * count
+    for source in sorted(sizes, key=lambda source: (-sizes[source], source)):
+        for fold in sorted(range(count), key=filled.__getitem__):
+            together = {*(other for other, its in fold_of.items() if its == fold), source}
+            if not any(found <= together for found in sources_of.values()):
+                break
+        else:
+            raise ValueError(f"the sources of a label cannot be parted into {count} folds")
+        fold_of[source] = fold
+        filled[fold] += sizes[source]
+    return np.array([fold_of[source] for source in sources], dtype=np.intp)
 
 
 def rounds(assigned: Positions, count: int) -> Iterator[tuple[Positions, Positions]]:

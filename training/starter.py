@@ -29,8 +29,7 @@ from .train import Options, train
 OWN_PROMPTS = Path(__file__).parent / "prompts" / "own.jsonl"
 COLUMNS = Columns(label="domain")
 ROWS_PER_SOURCE = 500
-SEED = 7
-PRECISION = 0.95
+OPTIONS = Options(name="starter", seed=7, hold_out_sources=True)
 
 
 def starter_prompts(data: Path) -> list[Prompt]:
@@ -41,7 +40,7 @@ def starter_prompts(data: Path) -> list[Prompt]:
     """
     allowed = set((data / "permissive_sources.txt").read_text().split())
     rows = [row for row in load_prompts(data / "domain_prompts_train.jsonl.gz", COLUMNS) if row.source in allowed]
-    np.random.default_rng(SEED).shuffle(rows)
+    np.random.default_rng(OPTIONS.seed).shuffle(rows)
     taken: Counter[tuple[str | None, str]] = Counter()
     chosen = load_prompts(OWN_PROMPTS, COLUMNS)
     for row in rows:
@@ -70,9 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         prompts = starter_prompts(options.data)
-        encoder = load_encoder(EncoderId(), Options().text.tokens, locate)
+        encoder = load_encoder(EncoderId(), OPTIONS.text.tokens, locate)
         trained = train(
-            prompts, options.kind, encoder, Options(name="starter", seed=SEED, precision=PRECISION), options.cache
+            prompts,
+            options.kind,
+            encoder,
+            OPTIONS,
+            options.cache,
         )
         threshold = trained.about.threshold
         scores = {"held out": trained.report.held_out}

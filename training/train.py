@@ -24,7 +24,7 @@ from .features import Progress, quiet, vectors_of
 from .leakage import SEEN, seen_file
 from .learners import CommitteeLearner, FrozenLearner, Learner, NgramLearner
 from .metrics import Scores, score
-from .split import folds, near_duplicate_groups, rounds
+from .split import folds, near_duplicate_groups, rounds, source_folds
 
 FOLDS = 5
 MANY_ROWS = 20_000  # from here on one held-out fold is enough
@@ -34,12 +34,16 @@ SELF_TESTS = ("What is 17% of 340?", "write a python function that reverses a li
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`precision` is what the threshold aims at: the share of routed held-out prompts that reach the right domain."""
+    """`precision` is what the threshold aims at: the share of routed held-out prompts that reach the right domain.
+
+    `hold_out_sources` holds out whole sources, so that scores, temperature and threshold are those of unlike prompts.
+    """
 
     name: str = "router"
     seed: int = 0
     regularisation: float = 10.0
     precision: float = 0.9
+    hold_out_sources: bool = False
     text: TextRecord = TextRecord()  # noqa: RUF009
 
     def __post_init__(self) -> None:
@@ -98,14 +102,19 @@ def train(
 
     Raises:
         DataError: a label has near-duplicates of one prompt only.
-        ValueError: the kind is not known, or needs an encoder.
+        ValueError: the kind is not known, or needs an encoder; a label comes from one source only.
     """
     labels = np.array([prompt.label for prompt in prompts])
     groups = near_duplicate_groups([prompt.text for prompt in prompts])
     _refuse_one_prompt_labels(labels, groups)
+    if options.hold_out_sources:
+        assigned = source_folds(labels.tolist(), [prompt.source or "" for prompt in prompts], FOLDS)
+    else:
+        assigned = folds(labels.tolist(), groups, FOLDS, options.seed)
     learner = learner_of(kind, prompts, encoder, options, cache, progress)
     classifier = learner.classifier
-    logits, rows = _held_out_logits(learner, folds(labels.tolist(), groups, FOLDS, options.seed))
+    count = FOLDS if options.hold_out_sources or len(prompts) <= MANY_ROWS else 1
+    logits, rows = _held_out_logits(learner, assigned, count)
     learner.fit(np.arange(len(labels)))
     targets = np.searchsorted(classifier.classes_, labels[rows])
     classifier.temperature = fit_temperature(logits, targets)
@@ -151,11 +160,11 @@ def learner_of(
     return CommitteeLearner(committee, members)
 
 
-def _held_out_logits(learner: Learner, assigned: Targets) -> tuple[Floats, Targets]:
+def _held_out_logits(learner: Learner, assigned: Targets, count: int) -> tuple[Floats, Targets]:
     """Logits of rows by classifiers that did not see them or a near duplicate, and which rows these are."""
     logits: list[Floats] = []
     rows: list[Targets] = []
-    for train_rows, held in rounds(assigned, 1 if len(assigned) > MANY_ROWS else FOLDS):
+    for train_rows, held in rounds(assigned, count):
         if len(held):
             learner.fit(train_rows)
             logits.append(learner.logits(held))
