@@ -17,7 +17,6 @@ import yaml
 from echo_expert import EchoExpert
 from whole_kit import Serving, free_ports, until
 
-
 EQUATION = "Solve the equation 3x + 5 = 20 for x."
 
 
