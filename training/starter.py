@@ -21,6 +21,7 @@ from ..router.classifier import Classifier
 from ..router.encoder import EncoderId, load_encoder
 from ..router.kinds import KINDS
 from ..router.manifest import ArtefactError
+from .augment import restyled
 from .data import Columns, DataError, Prompt, load_prompts
 from .learners import logits_of
 from .metrics import Scores, score
@@ -29,11 +30,12 @@ from .train import Options, train
 OWN_PROMPTS = Path(__file__).parent / "prompts" / "own.jsonl"
 COLUMNS = Columns(label="domain")
 ROWS_PER_SOURCE = 500
-OPTIONS = Options(name="starter", seed=7, hold_out_sources=True)
+RESTYLED_PER_LABEL = 150
+OPTIONS = Options(name="starter", seed=7, precision=0.8, hold_out_sources=True)
 
 
 def starter_prompts(data: Path) -> list[Prompt]:
-    """Up to ROWS_PER_SOURCE prompts of each permissive source and domain, and all of our own.
+    """Up to ROWS_PER_SOURCE prompts of each permissive source and domain, and all of our own, some restyled.
 
     Raises:
         DataError: a file is missing or bad.
@@ -47,7 +49,7 @@ def starter_prompts(data: Path) -> list[Prompt]:
         taken[row.source, row.label] += 1
         if taken[row.source, row.label] <= ROWS_PER_SOURCE:
             chosen.append(row)
-    return chosen
+    return [*chosen, *restyled(chosen, RESTYLED_PER_LABEL, OPTIONS.seed)]
 
 
 def score_file(classifier: Classifier, path: Path, threshold: float, cache: Path | None) -> Scores:
