@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -89,6 +90,68 @@ def remove(name: str, wait: float | None, state: Path, registry_url: str | None)
             if time.monotonic() > deadline:
                 raise click.ClickException(f"{name} is still draining after {wait:g} s; is `collegium serve` running?")
             time.sleep(0.1)
+
+
+@command.command()
+@click.argument("name")
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of a `collegium eval run` that asked NAME and the generalist the same questions.",
+)
+@click.option("--generalist", help="Its name.  [default: the registry's only generalist]")
+@click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
+@click.option(
+    "--margin", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Loss allowed in a subject."
+)
+@click.option("--min-samples", type=click.IntRange(1), default=30, show_default=True, help="Questions a domain needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@state_options
+def admit(
+    name: str,
+    folder: Path,
+    generalist: str | None,
+    confidence: float,
+    margin: float,
+    min_samples: int,
+    as_json: bool,
+    state: Path,
+    registry_url: str | None,
+) -> None:
+    """Admit NAME to exactly the domains where a run shows that it beats the generalist.
+
+    Writes the measured skills of both; says for every other domain which clause failed.
+    """
+    from ..evals.gate import Gate, GateError
+    from ..evals.gate import admit as judge
+    from ..evals.records import RecordError, RunFolder
+
+    gate = Gate(confidence=confidence, margin=margin, min_samples=min_samples)
+    with open_registry(state, registry_url) as registry:
+        try:
+            run = RunFolder(folder)
+            rival = generalist or _only_generalist(registry)
+            verdicts = judge(registry, name, rival, run.samples(), run.records(), gate)
+        except (GateError, RecordError) as error:
+            raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps([{**asdict(verdict), "admitted": verdict.admitted} for verdict in verdicts]))
+        return
+    table = Table("domain", "questions", name, rival, "admitted", "because", box=None)
+    for verdict in verdicts:
+        rates = (f"{100 * right / verdict.n:.1f}" for right in (verdict.right, verdict.generalist_right))
+        why = verdict.failed or f"{100 * verdict.gain.value:+.1f} points, p = {verdict.p:.2g}"
+        table.add_row(verdict.domain, str(verdict.n), *rates, "yes" if verdict.admitted else "no", why)
+    Console().print(table)
+
+
+def _only_generalist(registry: Registry) -> str:
+    names = [record.name for record in registry.experts() if record.card.generalist and not record.removed]
+    if len(names) != 1:
+        raise click.ClickException(f"the registry holds {len(names)} generalists; name one with --generalist")
+    return names[0]
 
 
 def _read_card(file: Path) -> Card:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from collegium.cli.main import COMMANDS, main
+from collegium.evals.records import Record, RunFolder, Sample
 from collegium.experts.registry import Registry, key_digest
 from collegium.experts.state import StateFolder
 from echo_expert import EchoExpert
@@ -127,6 +128,37 @@ def test_an_unknown_expert_is_named(run: Run) -> None:
         refused = run("experts", action, "nobody")
         assert refused.exit_code == 1
         assert "no expert is named 'nobody'" in refused.output
+
+
+def test_an_expert_is_admitted_only_where_a_run_shows_its_lead(
+    run: Run, registry: Registry, echo: EchoExpert, tmp_path: Path
+) -> None:
+    for card in (_remote(echo.url), {**_remote(echo.url), "name": "general", "generalist": True}):
+        run("experts", "add", _write(tmp_path, card))
+    samples = [Sample(f"{domain}-{n}", "?", domain, "A") for domain in ("law", "math") for n in range(60)]
+    with RunFolder(tmp_path / "run").open({}, samples) as writer:
+        for number, sample in enumerate(samples):
+            better = sample.domain == "law" and number % 2 == 0
+            for target, correct in (("legal", better or number % 4 == 1), ("general", number % 4 == 1)):
+                writer.append(Record(sample.id, sample.domain, target, target, correct, "A" if correct else "B"))
+    judged = run("experts", "admit", "legal", "--run", str(tmp_path / "run"), "--json")
+    assert judged.exit_code == 0, judged.output
+    verdicts = {row["domain"]: row for row in json.loads(judged.output)}
+    assert verdicts["law"]["admitted"] and verdicts["law"]["right"] == 45
+    assert not verdicts["math"]["admitted"] and "does not beat the generalist" in verdicts["math"]["failed"]
+    written = {(skill.expert, skill.domain): skill for skill in registry.skills()}
+    assert written["legal", "law"].admitted and not written["legal", "math"].admitted
+    assert (written["general", "law"].right, written["general", "law"].total) == (15, 60)
+
+
+def test_an_admission_without_records_of_the_expert_is_refused(
+    run: Run, registry: Registry, echo: EchoExpert, tmp_path: Path
+) -> None:
+    run("experts", "add", _write(tmp_path, _remote(echo.url, generalist=True)))
+    (tmp_path / "empty").mkdir()
+    refused = run("experts", "admit", "legal", "--run", str(tmp_path / "empty"))
+    assert refused.exit_code == 1 and refused.output.startswith("Error: ")
+    assert registry.skills() == []
 
 
 def test_a_key_is_shown_once_and_kept_as_a_digest(run: Run, registry: Registry) -> None:
