@@ -1,5 +1,8 @@
-"""Self-specialisation: from some rows of a domain, the seed model itself writes more (Wang et al. 2023, Self-Instruct;
-Kang et al. 2024, Self-MoE). Filters drop copies, wrong lengths and answers that the model does not repeat."""
+"""Self-specialisation: from some rows of a domain, the seed model itself writes more.
+
+Self-Instruct (Wang et al. 2023), as in Self-MoE (Kang et al. 2024). Filters drop copies, wrong lengths, and answers
+that the model does not repeat.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class SelfInstruct:
     """How many rows are wanted, and what a row must be like.
 
     `overlap` is the largest share of an instruction's words that another may have too; `tries` bounds the attempts, in
-    multiples of `rows`. `agree` asks each answer twice and keeps it where both end in the same number or letter.
+    multiples of `rows`. `agree` asks for each answer twice and keeps it where both end in the same number, or in none.
     """
 
     rows: int
@@ -79,12 +82,12 @@ def write_more(
     new = list(_new_rows(_Writer(tokenizer, loaded.eval(), plan), instructions, plan, counts))
     if not new:
         raise SpecializeError(f"the model wrote no row that passes the filters: {dict(counts)}")
-    with out.open("w", encoding="utf-8") as handle:
-        for row in seeds:
-            handle.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
-        for row, shown in new:
-            origin = {"written_by": model, "shown": shown, "plan": asdict(plan)}
-            handle.write(json.dumps({**_as_json(row), **origin}, ensure_ascii=False) + "\n")
+    written = [_as_json(row) for row in seeds]
+    for row, shown in new:
+        written.append({**_as_json(row), "written_by": model, "shown": shown, "plan": asdict(plan)})
+    fresh = out.with_name(f".{out.name}")
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    fresh.rename(out)
     return dict(counts)
 
 
@@ -119,7 +122,8 @@ class _Writer:
         """One more of the kind of those shown, as the next entry of a list."""
         listed = "".join(f"{number}. {' '.join(text.split())}\n" for number, text in enumerate(shown, 1))
         ask = f"Tasks of one kind, each on its own line:\n{listed}{len(shown) + 1}."
-        return self._continue(ask, 120).strip().split("\n")[0].strip()
+        lines = self._continue(ask, 120).strip().split("\n")
+        return lines[0].strip()
 
     def answer(self, instruction: str) -> str | None:
         """The model's answer, or None where a length or the second answer speaks against it."""
@@ -138,13 +142,13 @@ class _Writer:
             return None
         return first.strip() or None
 
-    @torch.no_grad()
     def _continue(self, text: str, tokens: int) -> str:
         given = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).to(self.model.device)
-        generated = self.model.generate(
-            **given, max_new_tokens=tokens, do_sample=True, temperature=self.plan.temperature,
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-        )  # fmt: skip
+        with torch.no_grad():
+            generated = self.model.generate(
+                **given, max_new_tokens=tokens, do_sample=True, temperature=self.plan.temperature,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )  # fmt: skip
         return str(self.tokenizer.decode(generated[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
 
 

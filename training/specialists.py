@@ -121,9 +121,44 @@ def make(shipped: Shipped, data: Path, out: Path, resume: bool = False) -> Path:
         train, heldout = Path(folder) / "train.jsonl", Path(folder) / "heldout.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped)))
         heldout.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped, "_heldout")))
-        return specialize(
-            shipped.recipe(), train, out / f"smollm2-{shipped.domain}", heldout=heldout, resume=resume
-        ).folder
+        made = specialize(shipped.recipe(), train, out / f"smollm2-{shipped.domain}", heldout=heldout, resume=resume)
+    (made.folder / "README.md").write_text(model_card(made.folder, shipped))
+    return made.folder
+
+
+def model_card(folder: Path, shipped: Shipped) -> str:
+    """The folder's README: data with licences, what was measured, limits."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text())
+    heldout, recipe = metrics["heldout"], provenance["recipe"]
+    sources = "".join(
+        f"| {name} | {source['rows']} | {source['licence']} |\n"
+        for name, source in provenance["data"]["sources"].items()
+    )
+    return f"""# {folder.name}
+
+A LoRA adapter that makes SmolLM2-135M-Instruct (Apache-2.0) a specialist of {shipped.domain}. Base: `{MODEL}`; rank
+{recipe["rank"]} on {", ".join(recipe["targets"])} of the last {recipe["layers"]} layers, bfloat16, licence Apache-2.0.
+
+## Data
+
+| source | rows offered | licence |
+|---|---|---|
+{sources}
+Of these, {metrics["tokens"]:,} tokens were trained on (seed {recipe["seed"]}). No row is part of this folder.
+
+## Measured
+
+Perplexity of {shipped.heldout_rows} held-out responses: {heldout["perplexity_before"]:.2f} before,
+{heldout["perplexity_after"]:.2f} after. Intervals and other domains: docs/specialists.md.
+
+## Limits
+
+135 million parameters: it writes in the manner of its domain, and its facts and sums are often wrong. It can be worse
+than its base elsewhere. It is no source of medical advice, and code it writes must be read before it is run.
+
+Made by `python -m collegium.training.specialists --data DIR --out experts/adapters --only {shipped.domain}`.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -118,15 +118,15 @@ def _row(data: object) -> Row:
     """
     if not isinstance(data, dict):
         raise ValueError(f"is {type(data).__name__}, not an object")
-    origin = {key: str(data.get(key) or "") for key in ("source", "licence")}
+    source, licence = (str(data.get(key) or "") for key in ("source", "licence"))
     if "choices" in data:
-        return _choice_row(data, origin)
+        return _choice_row(data, source, licence)
     if "text" in data:
-        return Row("", _text(data, "text"), **origin)
-    return Row(_text(data, "instruction"), _text(data, "response"), **origin)
+        return Row("", _text(data, "text"), source=source, licence=licence)
+    return Row(_text(data, "instruction"), _text(data, "response"), source=source, licence=licence)
 
 
-def _choice_row(data: Mapping[str, object], origin: Mapping[str, str]) -> Row:
+def _choice_row(data: Mapping[str, object], source: str, licence: str) -> Row:
     choices, answer = data["choices"], data.get("answer_index")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
         raise ValueError("choices is not a list of two or more texts")
@@ -134,7 +134,7 @@ def _choice_row(data: Mapping[str, object], origin: Mapping[str, str]) -> Row:
         raise ValueError("two choices are the same")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise ValueError(f"answer_index is {answer!r}; it must be 0 to {len(choices) - 1}")
-    return Row(_text(data, "question"), choices[answer], tuple(choices), **origin)
+    return Row(_text(data, "question"), choices[answer], tuple(choices), source, licence)
 
 
 def _text(data: Mapping[str, object], key: str) -> str:

@@ -18,7 +18,7 @@ class DivergedError(SpecializeError):
     """The loss is not a number, or far above where it began."""
 
 
-class Divergence(TrainerCallback):
+class Divergence(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked
     """Stops a run whose loss is NaN, infinite or far above the base's held-out loss."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Divergence(TrainerCallback):
         return next((float(entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry), loss)
 
 
-class Progress(TrainerCallback):
+class Progress(TrainerCallback):  # type: ignore[misc]  # as above
     """A bar on a terminal, nothing in a pipe."""
 
     def __init__(self, quiet: bool) -> None:

@@ -107,7 +107,6 @@ def accuracy_change(base: Floats, expert: Floats, seed: int = 0) -> Change:
     return Change(float((expert - base).mean()), float(low), float(high))
 
 
-@torch.no_grad()
 def sample_logprobs(model: torch.nn.Module, samples: Sequence[Sample], label: str = "") -> list[tuple[float, ...]]:
     """Log-probabilities of every sample's branches, in nats, in the order of `samples`."""
     device = next(model.parameters()).device
@@ -117,7 +116,8 @@ def sample_logprobs(model: torch.nn.Module, samples: Sequence[Sample], label: st
     console = Console(stderr=True)
     for group in track(packs, label, console=console, disable=not console.is_terminal, transient=True):
         inputs = {name: tensor.to(device) for name, tensor in collate([group]).items()}
-        logprobs = iter(branch_logprobs(model, inputs).tolist())
+        with torch.no_grad():
+            logprobs = iter(branch_logprobs(model, inputs).tolist())
         for sample in group:
             found[places[id(sample)]] = tuple(next(logprobs) for _ in sample.branches)
     return found

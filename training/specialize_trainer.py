@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from .specialize_data import Corpus
 from .specialize_model import Recipe
@@ -33,9 +40,10 @@ class TrainingData:
         return sum(map(len, self.encoded.samples))
 
 
-class PackTrainer(Trainer):
+class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     """The Trainer on packs: responses' tokens and questions' choices as loss, held-out loss a token."""
 
+    control: TrainerControl
     first_loss: float = math.nan
     last_loss: float = math.nan
     speed: float = math.nan
@@ -75,13 +83,12 @@ class PackTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @torch.no_grad()
     def _heldout_loss(self) -> float:
         self.model.eval()
         nats, tokens = 0.0, 0
         for inputs in self.get_eval_dataloader():
             inputs = self._prepare_inputs(inputs)
-            with self.compute_loss_context_manager():
+            with torch.no_grad(), self.compute_loss_context_manager():
                 nats -= float(branch_logprobs(self.model, inputs)[inputs["branch_right"]].sum())
             tokens += int((inputs["labels"] >= 0).sum())
         return nats / tokens
