@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..experts.card import CardError, EngineBackend
-from ..experts.pools import load_pool
+from ..experts.pool import load_pool
 from ..serve.lock import serving
 from .options import DEFAULT_STATE
 

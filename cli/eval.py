@@ -28,7 +28,7 @@ from ..evals.table import Price, Table, build_table, fold_of, parse_prices
 from ..evals.tasks import KINDS, Style, TaskError, load_samples
 from ..evals.text import markdown, run_markdown
 from ..experts.card import CardError
-from ..experts.pools import load_pool
+from ..experts.pool import load_pool
 from ..experts.weights import locate
 from ..router.artefact import load_router
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder

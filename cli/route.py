@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..experts.card import Card, CardError, relative_costs
-from ..experts.pools import load_pool
+from ..experts.pool import load_pool
 from ..experts.weights import locate
 from ..router.artefact import STARTER, ArtefactError, Router, load_router
 from ..router.decision import Candidate, Decision, NoExpertError, Policy, Score, decide

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from ..experts.card import Card, CardError
-from ..experts.pools import load_pool
+from ..experts.pool import load_pool
 from ..experts.ray_cluster import RayError
 from ..experts.registry import RegistryError
 from ..experts.state import StateFolder

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from .card import Card, CardError, EngineBackend, RemoteBackend
 from .client import ConnectError, ExpertClient, ExpertError, KeyRefusedError, StatusError
 from .plan import Machine, plan_memory, this_machine
-from .pools import engine_problem
+from .pool import engine_problem
 from .records import ExpertRecord
 from .weights import check as check_weights
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from collegium.experts.card import CardError, EngineBackend, parse_card, relative_costs
 from collegium.experts.plan import Machine, plan_memory
-from collegium.experts.pools import builtin_pools, load_pool
+from collegium.experts.pool import builtin_pools, load_pool
 
 REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9/v1", "model": "m"}
 ENGINE = {"kind": "engine", "model": "lab/model", "memory_gb": 4, "accelerator": "cpu"}

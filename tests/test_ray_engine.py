@@ -15,7 +15,7 @@ import psutil
 import pytest
 from collegium.experts.card import parse_card
 from collegium.experts.client import ExpertClient, KeyRefusedError
-from collegium.experts.pools import load_pool
+from collegium.experts.pool import load_pool
 from collegium.experts.processes import marked
 from collegium.experts.ray_cluster import RayCluster
 from collegium.experts.registry import ExpertRecord, Registry, State, UnknownExpertError
