@@ -65,9 +65,9 @@ class Shipped:
 
 SHIPPED = (
     Shipped("science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12}),
-    Shipped("math", 18_000, 384),
-    Shipped("coding", 15_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
-    Shipped("health", 16_000, 320),
+    Shipped("math", 24_000, 384),
+    Shipped("coding", 20_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
+    Shipped("health", 20_000, 320),
 )
 
 

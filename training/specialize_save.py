@@ -39,6 +39,7 @@ def save_result(
     }
     (fresh / ADAPTER).write_bytes(b"")  # made here, so that a full disk is an OSError and no foreign one
     save_file(tensors, fresh / ADAPTER, metadata={"format": "pt"})
+    (fresh / ADAPTER).chmod(0o644)  # save_file lets only its owner read
     write_json(fresh / "metrics.json", metrics)
     write_json(fresh / "provenance.json", provenance)
     (fresh / "card.yaml").write_text(
