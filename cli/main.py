@@ -16,6 +16,7 @@ COMMANDS = {
     "route": "Explain which expert a prompt would go to; needs no server.",
     "router": "Show, compare, promote or roll back versions of the router.",
     "serve": "Serve a pool behind one OpenAI-compatible endpoint.",
+    "specialize": "Train a domain expert: a LoRA adapter of a seed model from instructions.",
     "stop": "Stop what serves from a state folder, engines included.",
     "train": "Train a router from labelled prompts.",
 }
