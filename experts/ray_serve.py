@@ -221,7 +221,7 @@ def _with_detail(text: str, following: Sequence[str]) -> str:
     """pydantic says on its first line only that something is wrong, and below it what."""
     if "validation error" not in text:
         return text
-    detail = next((line.strip() for line in following if "[type=" in line), "")
+    detail = next((line.strip() for line in following if line.strip()), "")
     return f"{text}: {detail.partition(' [type=')[0].removeprefix('Value error, ')}".removesuffix(": ")
 
 

@@ -14,7 +14,9 @@ Traceback (most recent call last):
 ValueError: an outer one
   File "engine.py", line 2, in start
 RuntimeError: Failed to create vLLM engine config: 1 validation error for ModelConfig
-  Value error, The checkpoint has model type `nosuch`, which is not known. [type=value_error, input_value=X()]
+  Value error, The checkpoint has model type `nosuch`, which is not known.
+
+You can update the library with the command `pip install --upgrade`. [type=value_error, input_value=X()]
     For further information visit https://errors.pydantic.dev
 """
 

@@ -76,7 +76,7 @@ class Serving:
         return self.process.wait(seconds)
 
     def chat(self, text: str, model: str = "auto") -> httpx2.Response:
-        body = {"model": model, "messages": [{"role": "user", "content": text}]}
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 16}
         return self.http.post(f"{self.base}/v1/chat/completions", json=body)
 
     def register(self, card: dict[str, object]) -> httpx2.Response:
