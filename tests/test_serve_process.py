@@ -69,6 +69,7 @@ class Workers:
 def workers(folder: Path, drain: str = "20") -> Iterator[Workers]:
     registry = Registry(f"sqlite:///{folder / 'registry.db'}")
     with EchoExpert() as echo, socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the supervisor's, for the connections too
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
         Pool(registry).add(card("general", echo.url, generalist=True), specialist("math", echo.url, "math"))
