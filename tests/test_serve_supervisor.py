@@ -113,7 +113,8 @@ def test_a_taken_port_is_named(serving: Serving, tmp_path: Path) -> None:
 def test_the_edge_killed_is_replaced_and_no_connection_is_refused(serving: Serving) -> None:
     edge = _child(serving.process.pid, "collegium.serve.edge")
     edge.kill()
-    serving.http.close()  # its connections ended with that edge; a new one waits in the socket that the supervisor holds
+    # Connections ended with that edge; a new one waits in the socket that the supervisor holds.
+    serving.http.close()
     serving.http = httpx2.Client(trust_env=False, timeout=120)
     answer = serving.chat("hello again")
     assert answer.status_code == 200
