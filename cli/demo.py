@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..experts.processes import die_with_parent
+from ..experts.ray_cluster import free_ports
 from ..experts.state import StateFolder
 
 PROMPTS = (
@@ -80,7 +80,7 @@ def command(state: Path, max_tokens: int) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    port, admin_port = _free_ports()
+    port, admin_port = free_ports(("public", "admin")).values()
     base = f"http://127.0.0.1:{port}"
     folder = StateFolder(state)
     with _served(folder, port, admin_port), httpx2.Client(timeout=300, trust_env=False) as client:
@@ -182,10 +182,3 @@ def _until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0)
         if time.monotonic() > deadline:
             raise click.ClickException(f"{otherwise} within {seconds:g} s")
         time.sleep(0.05)
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]

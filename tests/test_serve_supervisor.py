@@ -15,8 +15,9 @@ import httpx2
 import psutil
 import pytest
 import yaml
+from collegium.experts.ray_cluster import free_ports
 from echo_expert import EchoExpert
-from whole_kit import Serving, free_ports, until
+from whole_kit import Serving, until
 
 EQUATION = "Solve the equation 3x + 5 = 20 for x."
 
@@ -41,7 +42,7 @@ def _serving(echo: EchoExpert, folder: Path) -> Iterator[Serving]:
         (hidden / package / "__init__.py").write_text("raise ImportError('this package is hidden in this test')")
     pool = folder / "pool.yaml"
     pool.write_text(yaml.safe_dump([_card("general", echo.url, generalist=True)]))
-    port, admin_port = free_ports()
+    port, admin_port = free_ports(("public", "admin")).values()
     environment = {**os.environ, "PYTHONPATH": str(hidden)}
     running = Serving(folder / "state", port, admin_port, environment, str(pool))
     running.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -84,13 +83,6 @@ class Serving:
 
     def models(self) -> set[str]:
         return {row["id"] for row in self.http.get(f"{self.base}/v1/models").json()["data"]}
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
 
 
 def until(condition: object, seconds: float = 15.0) -> None:
