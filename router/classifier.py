@@ -70,6 +70,10 @@ class Classifier(ABC):
         """Uncalibrated scores of one prepared prompt alone, shape (k,)."""
 
     @abstractmethod
+    def vector(self, text: str) -> Floats:
+        """A prepared prompt in the kind's own space, unit length, shape (d,): prompts alike lie near each other."""
+
+    @abstractmethod
     def state(self) -> tuple[dict[str, JsonValue], Tensors]:
         """Settings and tensors that `from_state` makes the same classifier of."""
 

@@ -39,6 +39,9 @@ class CommitteeClassifier(Classifier):
     def logits(self, text: str) -> Floats:
         return self.sum_of([member.logits(text) for member in self.members])
 
+    def vector(self, text: str) -> Floats:
+        return side_by_side([member.vector(text) for member in self.members])
+
     def sum_of(self, logits: Sequence[Floats]) -> Floats:
         """Logits of the committee from its members', shape (..., k)."""
         total: Floats = np.sum([np.log(softmax(scores) + 1e-12) for scores in logits], axis=0)
@@ -69,3 +72,9 @@ class CommitteeClassifier(Classifier):
             own = {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
             members.append(class_of(kind).from_state(manifest.model_copy(update={"settings": settings}), own, locate))
         return cls(members)
+
+
+def side_by_side(vectors: Sequence[Floats]) -> Floats:
+    """Members' unit vectors, shapes (..., d), as one unit vector: its cosines are the mean of the members'."""
+    joined: Floats = np.concatenate(vectors, axis=-1) / np.sqrt(len(vectors))
+    return joined

@@ -56,6 +56,9 @@ class FrozenClassifier(Classifier):
         scores: Floats = self._scores(self.encoder.encode(text)[np.newaxis])[0]
         return scores
 
+    def vector(self, text: str) -> Floats:
+        return self.encoder.encode(text).astype(np.float64)
+
     def logits_of_vectors(self, vectors: NDArray[np.float32]) -> Floats:
         """Logits from vectors made before, shape (n, k)."""
         return self._scores(vectors)

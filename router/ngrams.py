@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BUCKETS = 2**15
 CHARACTER_NGRAMS = (3, 4, 5)
+SKETCH = 256
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Fibonacci hashing
 
@@ -75,11 +76,22 @@ class NgramClassifier(Classifier):
         return self
 
     def logits(self, text: str) -> Floats:
-        found, counts = ngram_counts(text, self.buckets)
-        values = counts * self._idf[found].astype(np.float64)
-        values /= max(float(np.sqrt(values @ values)), 1e-12)
+        found, values = self._values(text)
         scores: Floats = self._weight[:, found].astype(np.float64) @ values * self._scale + self._bias
         return scores
+
+    def vector(self, text: str) -> Floats:
+        found, values = self._values(text)
+        column, sign = _sketch_of(found)
+        return unit(np.bincount(column, values * sign, minlength=SKETCH))
+
+    def vectors_of_features(self, features: csr_matrix) -> Floats:
+        """What `vector` gives for each text, shape (n, SKETCH): count sketches (Charikar et al. 2002) of n-grams."""
+        from scipy.sparse import csr_matrix
+
+        column, sign = _sketch_of(np.arange(self.buckets))
+        projection = csr_matrix((sign, (np.arange(self.buckets), column)), shape=(self.buckets, SKETCH))
+        return unit((self._weighted(features) @ projection).toarray())
 
     def logits_of_features(self, features: csr_matrix) -> Floats:
         """Logits of many texts at once, shape (n, k)."""
@@ -106,12 +118,29 @@ class NgramClassifier(Classifier):
         classifier._idf = tensor_of_shape(tensors, "idf", (buckets,)).astype(np.float16)
         return classifier
 
+    def _values(self, text: str) -> tuple[NDArray[np.int64], Floats]:
+        """Buckets of a text's n-grams and their TF-IDF, of unit length."""
+        found, counts = ngram_counts(text, self.buckets)
+        return found, unit(counts * self._idf[found].astype(np.float64))
+
     def _weighted(self, features: csr_matrix) -> csr_matrix:
         """Counts times IDF, rows of unit length."""
         weighted = features.multiply(self._idf.astype(np.float64)).tocsr()
         lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
         weighted.data /= np.repeat(np.maximum(lengths, 1e-12), np.diff(weighted.indptr))
         return weighted
+
+
+def unit(vectors: Floats) -> Floats:
+    """Rows of length 1, shape (..., d)."""
+    scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return scaled
+
+
+def _sketch_of(found: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """Column in [0, SKETCH) and sign of each bucket."""
+    mixed = (found.astype(np.uint64) + np.uint64(1)) * _MIX
+    return (mixed >> np.uint64(56)).astype(np.int64), np.where(mixed >> np.uint64(40) & np.uint64(1), 1.0, -1.0)
 
 
 def ngram_counts(text: str, buckets: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

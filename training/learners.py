@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..router.calibration import Floats
 from ..router.classifier import Classifier
-from ..router.committee import CommitteeClassifier
+from ..router.committee import CommitteeClassifier, side_by_side
 from ..router.frozen import FrozenClassifier
 from ..router.ngrams import NgramClassifier
 from .features import vectors_of
@@ -37,6 +37,10 @@ class Learner(ABC):
     def logits(self, rows: Positions) -> Floats:
         """Logits of these rows, shape (len(rows), k)."""
 
+    @abstractmethod
+    def vectors(self, rows: Positions) -> Floats:
+        """Vectors of these rows in the classifier's own space, shape (len(rows), d)."""
+
 
 class FrozenLearner(Learner):
     """`vectors` are the encoder's, one row a prompt."""
@@ -51,6 +55,9 @@ class FrozenLearner(Learner):
     def logits(self, rows: Positions) -> Floats:
         return self.classifier.logits_of_vectors(self._vectors[rows])
 
+    def vectors(self, rows: Positions) -> Floats:
+        return self._vectors[rows].astype(np.float64)
+
 
 class NgramLearner(Learner):
     """`features` are sparse counts, one row a prompt."""
@@ -64,6 +71,9 @@ class NgramLearner(Learner):
 
     def logits(self, rows: Positions) -> Floats:
         return self.classifier.logits_of_features(self._features[rows])
+
+    def vectors(self, rows: Positions) -> Floats:
+        return self.classifier.vectors_of_features(self._features[rows])
 
 
 class CommitteeLearner(Learner):
@@ -80,6 +90,9 @@ class CommitteeLearner(Learner):
 
     def logits(self, rows: Positions) -> Floats:
         return self.classifier.sum_of([member.logits(rows) for member in self._members])
+
+    def vectors(self, rows: Positions) -> Floats:
+        return side_by_side([member.vectors(rows) for member in self._members])
 
 
 def logits_of(classifier: Classifier, texts: Sequence[str], cache: Path | None = None) -> Floats:
