@@ -11,9 +11,9 @@ from collegium.cli.main import main
 from collegium.experts.registry import Registry
 from collegium.experts.state import StateFolder
 from collegium.router.artefact import Router, load_router
+from collegium.router.seen import SEEN, seen_rows
 from collegium.training.compare import compare, mcnemar, refuse_seen, unseen
 from collegium.training.data import DataError, Prompt
-from collegium.training.leakage import SEEN, seen_rows
 from collegium.training.train import Options, train
 from router_kit import labelled
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..router.artefact import Router
+from ..router.seen import seen_rows
 from .data import DataError, Prompt
-from .leakage import seen_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..router.seen import shingles
 
 Positions = NDArray[np.intp]
 
@@ -16,7 +16,6 @@ SIMILARITY = 0.8
 _BANDS, _ROWS = 10, 4  # two texts at Jaccard 0.8 share a band with probability 1 - (1 - 0.8**4)**10 = 0.995
 _PRIME = np.uint64(2**31 - 1)
 _COMPARED = 16  # of a crowded bucket; a template's rows chain to its first ones
-_WORD = re.compile(r"\w+")
 
 
 def near_duplicate_groups(texts: Sequence[str]) -> Positions:
@@ -91,13 +90,6 @@ def rounds(assigned: Positions, count: int) -> Iterator[tuple[Positions, Positio
     """(training rows, held-out rows) of the first `count` folds."""
     for fold in range(count):
         yield np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
-
-
-def shingles(text: str) -> NDArray[np.uint64]:
-    """Hashes of a text's distinct word-3-grams, ascending; case and punctuation aside."""
-    words = _WORD.findall(text.casefold())
-    grams = {" ".join(words[start : start + 3]) for start in range(max(1, len(words) - 2))} if words else {text}
-    return np.array(sorted(zlib.crc32(gram.encode()) for gram in grams), dtype=np.uint64)
 
 
 def _jaccard(ours: NDArray[np.uint64], theirs: NDArray[np.uint64]) -> float:

@@ -19,9 +19,9 @@ from ..router.frozen import FrozenClassifier
 from ..router.kinds import KINDS
 from ..router.manifest import DataRecord, Manifest, TextRecord
 from ..router.ngrams import NgramClassifier
+from ..router.seen import SEEN, seen_file
 from .data import DataError, Prompt, data_hash
 from .features import Progress, quiet, vectors_of
-from .leakage import SEEN, seen_file
 from .learners import CommitteeLearner, FrozenLearner, Learner, NgramLearner
 from .metrics import Scores, score
 from .split import folds, near_duplicate_groups, rounds, source_folds
