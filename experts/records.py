@@ -38,7 +38,8 @@ class State(StrEnum):
 class ExpertRecord:
     """One expert: the desired card and the observed state.
 
-    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it.
+    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it. An
+    adapter's has a fragment: the adapter's name on its engine.
     `removed` means that it shall go; it takes no new request.
     """
 
@@ -71,12 +72,41 @@ class SkillRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyScope:
+    """What an API key may do.
+
+    It may use the experts it names and those admitted to one of its `domains`; with neither, all of them. An `admin`
+    key opens the admin API and nothing else. Limits are None where there is none; `concurrent` counts running requests.
+    """
+
+    experts: frozenset[str] | None = None
+    domains: frozenset[str] | None = None
+    admin: bool = False
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}; it must be 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """An API key: `digest` is the SHA-256 of the secret in hex; `experts` is its allow-list, or None for all."""
+    """An API key: `digest` is the SHA-256 of the secret in hex.
+
+    After a rotation the digest before it, `previous`, counts until `previous_until` (Unix time). A revoked key stays on
+    record without a usable digest, so that revoking the last one does not open the endpoint to everybody.
+    """
 
     name: str
     digest: str
-    experts: frozenset[str] | None
+    scope: KeyScope = KeyScope()
+    revoked: bool = False
+    previous: str | None = None
+    previous_until: float = 0.0
 
 
 def key_digest(secret: str) -> str:
@@ -98,4 +128,19 @@ def expert_record(row: RowMapping) -> ExpertRecord:
 
 
 def key_record(row: RowMapping) -> KeyRecord:
-    return KeyRecord(row["name"], row["digest"], None if row["experts"] is None else frozenset(row["experts"]))
+    """A row of api_keys with its scope beside it; a key from before there were scopes has none."""
+    scope = KeyScope(
+        experts=_names(row["experts"]),
+        domains=_names(row["domains"]),
+        admin=bool(row["admin"]),
+        requests_per_minute=row["requests_per_minute"],
+        tokens_per_minute=row["tokens_per_minute"],
+        concurrent=row["concurrent"],
+    )
+    return KeyRecord(
+        row["name"], row["digest"], scope, bool(row["revoked"]), row["previous"], row["previous_until"] or 0.0
+    )
+
+
+def _names(listed: list[str] | None) -> frozenset[str] | None:
+    return None if listed is None else frozenset(listed)

@@ -10,18 +10,19 @@ from sqlalchemy import create_engine, delete, event, insert, select, update
 from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from . import key_rows
 from .card import Card
 from .records import (
     ConflictError,
     ExpertRecord,
     KeyRecord,
+    KeyScope,
     RegistryError,
     SkillRecord,
     State,
     UnknownExpertError,
     expert_record,
     key_digest,
-    key_record,
 )
 from .schema import EXPERTS, KEYS, META, METADATA, ROUTERS, SCHEMA_VERSION, SKILLS, configure_sqlite
 
@@ -29,6 +30,7 @@ __all__ = [
     "ConflictError",
     "ExpertRecord",
     "KeyRecord",
+    "KeyScope",
     "Registry",
     "RegistryError",
     "SkillRecord",
@@ -186,26 +188,34 @@ class Registry:
     # API keys
 
     def keys(self) -> list[KeyRecord]:
+        """All keys in order of name, revoked ones included."""
         with self._read() as connection:
-            rows = connection.execute(select(KEYS).order_by(KEYS.c.name)).mappings()
-            return [key_record(row) for row in rows]
+            return key_rows.read(connection)
 
-    def add_key(self, name: str, secret: str, experts: frozenset[str] | None = None) -> KeyRecord:
-        """Keep a key's digest; the secret itself is not stored.
+    def add_key(self, name: str, secret: str, scope: KeyScope | None = None) -> KeyRecord:
+        """Keep a key's digest; the secret itself is not stored. Without a scope it may do everything but administer.
 
         Raises:
             ConflictError: the name is taken.
         """
-        listed = sorted(experts) if experts is not None else None
         try:
             with self._write() as connection:
-                connection.execute(insert(KEYS).values(name=name, digest=key_digest(secret), experts=listed))
+                return key_rows.add(connection, name, secret, scope or KeyScope())
         except IntegrityError as error:
-            raise ConflictError(f"a key named {name!r} exists already; remove it or choose another name") from error
-        return KeyRecord(name, key_digest(secret), experts)
+            raise ConflictError(f"a key named {name!r} exists already; revoke it or choose another name") from error
+
+    def rotate_key(self, name: str, secret: str, overlap: float = 0.0) -> bool:
+        """Replace a key's secret; the old one still counts for `overlap` seconds. Whether there is such a key."""
+        with self._write() as connection:
+            return key_rows.rotate(connection, name, secret, overlap)
+
+    def revoke_key(self, name: str) -> bool:
+        """End a key but keep its record, so that the endpoint stays closed. Whether there was such a key."""
+        with self._write() as connection:
+            return key_rows.revoke(connection, name)
 
     def remove_key(self, name: str) -> bool:
-        """Whether there was such a key."""
+        """Delete a key and its record. Without any record left everybody may ask. Whether there was such a key."""
         with self._write() as connection:
             return connection.execute(delete(KEYS).where(KEYS.c.name == name)).rowcount > 0
 

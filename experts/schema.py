@@ -52,6 +52,19 @@ KEYS = Table(
     Column("digest", String(64), nullable=False, unique=True),
     Column("experts", JSON),
 )  # fmt: skip
+# Beside api_keys rather than in it: databases from before there were scopes open as they are.
+KEY_SCOPES = Table(
+    "api_key_scopes", METADATA,
+    Column("key", String(100), ForeignKey("api_keys.name", ondelete="CASCADE"), primary_key=True),
+    Column("domains", JSON),
+    Column("admin", Boolean, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("concurrent", Integer),
+    Column("revoked", Boolean, nullable=False),
+    Column("previous", String(64)),
+    Column("previous_until", Float),
+)  # fmt: skip
 ROUTERS = Table(
     "routers", METADATA,
     Column("position", Integer, primary_key=True, autoincrement=True),

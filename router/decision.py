@@ -157,7 +157,7 @@ def _score(
 
 def _exclusion(expert: Candidate, posterior: Posterior, needs: Needs) -> str | None:
     if needs.permitted is not None and expert.name not in needs.permitted:
-        return "not permitted for this key"
+        return "denied by the caller's key"
     if not expert.ready:
         return "not ready"
     missing = needs.capabilities - expert.capabilities

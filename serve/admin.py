@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from ..experts.card import Card, CardError, parse_card
 from ..experts.registry import ConflictError, ExpertRecord, Registry, RegistryError, UnknownExpertError
-from .auth import is_admin
+from .auth import Keyring, is_admin
 from .body import ClientGoneError, read_body
 from .errors import ApiError
 from .yaml_body import parse_body
@@ -28,12 +28,16 @@ Check = Callable[[Card, Sequence[ExpertRecord]], None]
 
 
 def create_admin_app(registry: Registry, admin_key: str, check: Check) -> Starlette:
-    """The application; every path but /admin/health asks for `Authorization: Bearer <admin key>`."""
+    """The application; every path but /admin/health asks for `Authorization: Bearer <admin key>`.
+
+    The state folder's key counts, and any key with the admin scope.
+    """
     admin = _Admin(registry, check)
 
     def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            if not is_admin(request.headers.raw, admin_key):
+            keyring = Keyring(await asyncio.to_thread(registry.keys))
+            if not is_admin(request.headers.raw, admin_key, keyring):
                 raise ApiError("invalid_api_key", "The admin key is needed: Authorization: Bearer KEY.")
             return await handler(request)
 

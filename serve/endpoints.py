@@ -9,6 +9,7 @@ import orjson
 
 from ..experts.registry import KeyRecord
 from .answer import Answer
+from .auth import permitted
 from .classify import Classifier
 from .errors import ApiError
 from .metrics import CONTENT_TYPE, Metrics
@@ -33,7 +34,7 @@ class Call:
 
     @property
     def permitted(self) -> frozenset[str] | None:
-        return self.key.experts if self.key else None
+        return permitted(self.key, self.snapshot.candidates)
 
 
 Handler = Callable[[Call], Awaitable[None]]

@@ -33,6 +33,7 @@ KINDS = {
     "request_incomplete": Kind(400, _REQUEST),
     "invalid_api_key": Kind(401, "authentication_error"),
     "model_not_allowed": Kind(403, "permission_error"),
+    "key_not_allowed": Kind(403, "permission_error"),
     "model_not_found": Kind(404, _REQUEST),
     "not_found": Kind(404, _REQUEST),
     "method_not_allowed": Kind(405, _REQUEST),

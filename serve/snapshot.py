@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..experts.card import Card, EngineBackend, PromptedBackend, RemoteBackend, Sampling, relative_costs
+from ..experts.card import (
+    AdapterBackend,
+    Card,
+    EngineBackend,
+    PromptedBackend,
+    RemoteBackend,
+    Sampling,
+    relative_costs,
+)
 from ..experts.registry import ExpertRecord, KeyRecord, Registry, RegistryError, SkillRecord
 from ..experts.state import engine_key
 from ..router.decision import Candidate
 from ..router.posterior import Posterior
 from ..router.skills import Skill, candidate
+from .auth import Keyring
 from .settings import REFRESH
 
 logger = logging.getLogger("collegium.edge")
@@ -48,7 +57,7 @@ class Snapshot:
     candidates: tuple[Candidate, ...]
     targets: Mapping[str, Target]
     updated: Mapping[str, int]
-    keys: tuple[KeyRecord, ...]
+    keys: Keyring
     router: RoutingModel
 
     def candidate(self, name: str) -> Candidate | None:
@@ -88,6 +97,10 @@ class Sources:
         if isinstance(card.backend, EngineBackend):
             key = engine_key(self._internal_key, card.name)
             return Target(card.name, record.base_url, card.name, key, vouched=True)
+        if isinstance(card.backend, AdapterBackend):
+            url, _, model = record.base_url.partition("#")
+            key = engine_key(self._internal_key, card.backend.engine)
+            return Target(card.name, url, model, key, vouched=True)
         return None
 
 
@@ -109,7 +122,7 @@ def build(
         ),
         targets=targets,
         updated={name: int(record.updated) for name, record in present.items()},
-        keys=tuple(keys),
+        keys=Keyring(keys),
         router=router,
     )
 
@@ -134,10 +147,9 @@ def _candidate(
 
 
 def _borrowed(card: Card, known: Mapping[str, ExpertRecord]) -> Card:
-    """The card whose engine answers: its own, or the one that a prompted card names."""
-    if isinstance(card.backend, PromptedBackend) and card.backend.engine in known:
-        return known[card.backend.engine].card
-    return card
+    """The card whose engine answers: its own, or the one at the end of those that it borrows from."""
+    lender = known.get(card.borrowed_engine or "")
+    return _borrowed(lender.card, known) if lender is not None and lender.name != card.name else card
 
 
 def _window(card: Card) -> int | None:

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 from collegium.cli.main import COMMANDS, main
 from collegium.evals.records import Record, RunFolder, Sample
-from collegium.experts.registry import Registry, key_digest
+from collegium.experts.registry import Registry
 from collegium.experts.state import StateFolder
 from echo_expert import EchoExpert
 
@@ -159,23 +159,6 @@ def test_an_admission_without_records_of_the_expert_is_refused(
     refused = run("experts", "admit", "legal", "--run", str(tmp_path / "empty"))
     assert refused.exit_code == 1 and refused.output.startswith("Error: ")
     assert registry.skills() == []
-
-
-def test_a_key_is_shown_once_and_kept_as_a_digest(run: Run, registry: Registry) -> None:
-    created = run("keys", "create", "team")
-    secret = created.output.strip()
-    assert created.exit_code == 0 and secret.startswith("sk-")
-    assert [key.digest for key in registry.keys()] == [key_digest(secret)]
-    assert run("keys", "list").output == "team\tall experts\n"
-    assert run("keys", "create", "team").exit_code == 1
-    assert run("keys", "remove", "team").exit_code == 0
-    assert registry.keys() == []
-
-
-def test_a_key_for_an_unknown_expert_is_refused(run: Run, registry: Registry) -> None:
-    refused = run("keys", "create", "team", "--experts", "nobody")
-    assert refused.exit_code == 1 and "nobody" in refused.output
-    assert registry.keys() == []
 
 
 def test_a_damaged_registry_is_a_sentence_not_a_trace(run: Run, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_unsure_without_a_generalist_goes_to_the_best() -> None:
         ({"ready": False}, Needs(), "not ready"),
         ({"context_window": 100}, Needs(tokens=101), "do not fit its window of 100"),
         ({}, Needs(capabilities=frozenset({"tools"})), "lacks tools"),
-        ({}, Needs(permitted=frozenset({"other"})), "not permitted for this key"),
+        ({}, Needs(permitted=frozenset({"other"})), "denied by the caller's key"),
         ({"admitted": frozenset({"coding"})}, Needs(), "not admitted to math"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 from collegium.experts.card import parse_card
-from collegium.experts.registry import Registry, RegistryError, SkillRecord, State
+from collegium.experts.registry import KeyScope, Registry, RegistryError, SkillRecord, State
 from collegium.experts.state import engine_key
 from collegium.router.decision import Policy
 from collegium.serve.settings import EdgeSettings
@@ -58,7 +58,7 @@ def test_readiness_follows_the_experts(tmp_path: Path) -> None:
 def test_keys_close_the_endpoint_and_limit_the_choice(tmp_path: Path) -> None:
     with running(tmp_path) as edge:
         edge.pool.registry.add_key("all", "sk-all")
-        edge.pool.registry.add_key("some", "sk-some", frozenset({"general", "coding"}))
+        edge.pool.registry.add_key("some", "sk-some", KeyScope(frozenset({"general", "coding"})))
         while edge.chat("hello").status_code == 200:
             time.sleep(0.02)
         with pytest.raises(openai.AuthenticationError):
