@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from starlette.types import Send
 
 from .errors import ApiError
+from .ledger import Attempt, End
 from .requests import Api
 from .streams import error_event
 
@@ -23,7 +24,7 @@ class Exchange:
     route: str
     started: float = field(default_factory=time.monotonic)
     expert: str = ""
-    outcome: str = ""
+    end: End | None = None
     code: str = ""
     key: str = ""
     status: int = 0
@@ -33,10 +34,16 @@ class Exchange:
     malformed: int = 0
     classified: float | None = None
     first_byte: float | None = None
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    def attempt(self, expert: str, kind: str = "request") -> Attempt:
+        """Enter one more sending to an expert."""
+        self.attempts.append(Attempt(expert, kind))
+        return self.attempts[-1]
 
 
 class Answer:

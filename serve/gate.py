@@ -16,6 +16,7 @@ from .body import ClientGoneError, check_content, check_host, discard, read_body
 from .classify import Classifier
 from .endpoints import Call, Endpoints, Handler
 from .errors import ApiError
+from .ledger import End, Ledger
 from .log import log_exchange
 from .metrics import Metrics
 from .relay import Relay
@@ -67,6 +68,10 @@ class Edge:
         elif scope["type"] == "http":
             await self._request(scope, receive, send)
 
+    @property
+    def ledger(self) -> Ledger:
+        return self._metrics.ledger
+
     async def start(self) -> None:
         await self._relay.start()
         self._watcher.start()
@@ -103,41 +108,41 @@ class Edge:
         way, name = self._way(scope["path"])
         exchange = Exchange(id=f"req_{uuid.uuid4().hex}", route=way.name if way else "unknown")
         answer = Answer(send, exchange)
-        self._metrics.begun()
+        self._metrics.begun(exchange)
+        end = End.FAILED_MID_STREAM
         task = asyncio.create_task(self._serve(scope, receive, answer, way, name))
         self._running.add(task)
         try:
             await asyncio.wait({task})
-            await self._conclude(task, answer)
+            end = await self._conclude(task, answer)
         finally:
             task.cancel()
             self._running.discard(task)
-            exchange.outcome = exchange.outcome or "aborted"
-            self._metrics.ended(exchange)
+            self._metrics.ended(exchange, end)
             if way is None or not way.open:
                 log_exchange(exchange)
 
-    async def _conclude(self, task: asyncio.Task[None], answer: Answer) -> None:
-        """Turn how the task ended into an outcome, and into an answer where there is none yet."""
+    async def _conclude(self, task: asyncio.Task[None], answer: Answer) -> End:
+        """How the request ended; where it has no answer yet, the failure becomes one."""
         exchange = answer.exchange
         if task.cancelled() and not self._cut:
-            exchange.outcome = "client_gone"
-            return
+            return End.CANCELLED
         failure = ApiError("draining", "The server is ending.") if task.cancelled() else task.exception()
         if failure is None:
-            exchange.outcome = "ok"
-            return
+            return End.COMPLETED
         if isinstance(failure, ClientGoneError):
-            exchange.outcome = "client_gone"
-            return
-        exchange.outcome = "error"
+            return End.CANCELLED
+        end = End.FAILED_MID_STREAM if answer.started else End.FAILED_BEFORE_FIRST_BYTE
+        if not answer.started and not exchange.attempts and isinstance(failure, ApiError):
+            end = End.REFUSED
         if not isinstance(failure, ApiError):
             logger.error("request %s crashed", exchange.id, exc_info=failure)
             failure = ApiError("internal_error", f"Internal error; the request id is {exchange.id}.")
         try:
             await answer.fail(failure)
         except TimeoutError:
-            exchange.outcome = "client_stalled"
+            return End.CANCELLED  # it has stopped reading
+        return end
 
     async def _serve(self, scope: Scope, receive: Receive, answer: Answer, way: _Way | None, name: str) -> None:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]

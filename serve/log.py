@@ -59,7 +59,7 @@ def log_exchange(exchange: Exchange) -> None:
                 "route": exchange.route,
                 "expert": exchange.expert,
                 "status": exchange.status,
-                "outcome": exchange.outcome,
+                "end": exchange.end,
                 "code": exchange.code,
                 "key": exchange.key,
                 "streamed": exchange.streamed,
@@ -69,6 +69,7 @@ def log_exchange(exchange: Exchange) -> None:
                 "bytes_in": exchange.bytes_in,
                 "bytes_out": exchange.bytes_out,
                 "malformed": exchange.malformed,
+                "attempts": [attempt.as_dict() for attempt in exchange.attempts],
             }
         },
     )

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from .answer import Exchange
+from .ledger import End, Ledger
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -19,8 +20,17 @@ class Metrics:
         """`folder` is PROMETHEUS_MULTIPROC_DIR where several workers share one, else None."""
         self._folder = folder
         self._registry = CollectorRegistry()
+        self.ledger = Ledger()
+        self._accepted = Counter(
+            "collegium_requests_accepted_total", "Requests that came in; the ended and those in flight add up to it.",
+            registry=self._registry,
+        )  # fmt: skip
+        self._attempts = Counter(
+            "collegium_attempts_total", "Sendings of a request to an expert.", ("expert", "kind", "result"),
+            registry=self._registry,
+        )  # fmt: skip
         self._requests = Counter(
-            "collegium_requests_total", "Requests answered.", ("route", "expert", "status", "outcome"),
+            "collegium_requests_total", "Requests that ended, by their end in the ledger.", ("route", "expert", "status", "end"),
             registry=self._registry,
         )  # fmt: skip
         self._latency = Histogram(
@@ -44,16 +54,24 @@ class Metrics:
             multiprocess_mode="livesum",
         )  # fmt: skip
 
-    def begun(self) -> None:
+    def begun(self, exchange: Exchange) -> None:
+        self.ledger.open(exchange.id)
+        self._accepted.inc()
         self._running.inc()
 
     def fell_back(self, why: str) -> None:
         self._fallbacks.labels(why).inc()
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: Exchange, end: End) -> None:
+        """Enter a request's end, once."""
+        exchange.end = end
+        self.ledger.close(exchange.id, end, len(exchange.attempts))
         self._running.dec()
         expert = exchange.expert or "none"
-        self._requests.labels(exchange.route, expert, str(exchange.status), exchange.outcome).inc()
+        self._requests.labels(exchange.route, expert, str(exchange.status), end.value).inc()
+        for attempt in exchange.attempts:
+            attempt.close("cancelled")
+            self._attempts.labels(attempt.expert, attempt.kind, attempt.result).inc()
         self._latency.labels(exchange.route, expert).observe(exchange.seconds)
         if exchange.classified is not None:
             self._classifier.observe(exchange.classified)

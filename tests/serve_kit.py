@@ -14,6 +14,7 @@ from collegium.experts.registry import Registry, State
 from collegium.router.decision import Policy
 from collegium.router.posterior import Posterior
 from collegium.serve.edge import create_app
+from collegium.serve.gate import Edge
 from collegium.serve.settings import EdgeSettings
 from collegium.serve.snapshot import RoutingModel, Sources
 from echo_expert import EchoExpert, served
@@ -71,6 +72,7 @@ class Running:
     pool: Pool
     echo: EchoExpert
     http: httpx2.Client
+    app: Edge
 
     @property
     def port(self) -> int:
@@ -110,5 +112,5 @@ def running(
         sources = Sources("internal", environment or {})
         app = create_app(settings, registry, router or KeywordRouter(), sources)
         with served(app) as url, httpx2.Client(trust_env=False, timeout=20) as http:
-            yield Running(url, pool, echo, http)
+            yield Running(url, pool, echo, http, app)
     registry.close()

@@ -135,7 +135,7 @@ def test_the_expert_learns_that_the_client_left(tmp_path: Path, stream: bool) ->
             while not edge.echo.received:
                 time.sleep(0.01)
         assert edge.echo.left.wait(10)
-        while 'outcome="client_gone"' not in edge.get("/metrics").text:
+        while 'end="client_cancelled"' not in edge.get("/metrics").text:
             time.sleep(0.02)
         assert "collegium_requests_in_flight 1.0" in edge.get("/metrics").text  # this very request
 

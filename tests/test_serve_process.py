@@ -93,7 +93,7 @@ def test_two_workers_share_a_port_and_their_metrics(tmp_path: Path) -> None:
             sent += 1
             by_worker = set((tmp_path / "metrics").glob("histogram_*.db"))
         text = edge.get("/metrics").text
-        counted = 'collegium_requests_total{expert="math",outcome="ok",route="chat/completions",status="200"}'
+        counted = 'collegium_requests_total{end="completed",expert="math",route="chat/completions",status="200"}'
         assert f"{counted} {float(sent)}" in text
 
         first.kill()
