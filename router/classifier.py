@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from .calibration import Floats, softmax
+from .calibration import Floats, VectorScaling, softmax
 from .encoder import EncoderId, Locate, as_given
 from .manifest import (
     FORMAT_VERSION,
@@ -21,6 +21,7 @@ from .manifest import (
     DataRecord,
     EncoderRecord,
     Manifest,
+    ScalingRecord,
     SelfTest,
     Tensors,
     TextRecord,
@@ -49,8 +50,8 @@ class About:
 class Classifier(ABC):
     """Prompts -> calibrated probabilities of `classes_`, shape (k,), in sorted order.
 
-    `temperature` divides the logits; fit leaves it at 1 and calibration on held-out prompts sets it. `text` says how
-    much of a prompt is read.
+    `temperature` divides the logits, `scaling` then acts on each class; fit leaves them at 1 and None, calibration on
+    held-out prompts sets them. `text` says how much of a prompt is read.
     """
 
     kind: ClassVar[str]
@@ -59,6 +60,7 @@ class Classifier(ABC):
         self.text = text
         self.seed = seed
         self.temperature = 1.0
+        self.scaling: VectorScaling | None = None
         self.classes_: NDArray[np.str_] = np.array([], dtype=str)
 
     @abstractmethod
@@ -101,7 +103,12 @@ class Classifier(ABC):
         prepared = self.prepare(text)
         if not prepared:
             return np.full(len(self.classes_), 1 / len(self.classes_))
-        return softmax(self.logits(prepared), self.temperature)
+        return self.calibrated(self.logits(prepared))
+
+    def calibrated(self, logits: Floats) -> Floats:
+        """Probabilities from logits, shape (..., k) both."""
+        scaled = logits / self.temperature
+        return softmax(self.scaling.applied(scaled) if self.scaling else scaled)
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         """Calibrated probabilities, shape (n, k); each prompt is read on its own."""
@@ -132,6 +139,9 @@ class Classifier(ABC):
             else None,
             text=self.text,
             temperature=self.temperature,
+            scaling=ScalingRecord(factors=list(self.scaling.factors), shifts=list(self.scaling.shifts))
+            if self.scaling
+            else None,
             threshold=about.threshold,
             settings=settings,
             data=about.data,
@@ -165,6 +175,7 @@ class Classifier(ABC):
         classifier.text = manifest.text
         classifier.seed = manifest.seed
         classifier.temperature = manifest.temperature
+        classifier.scaling = _scaling(manifest)
         classifier.classes_ = np.array(manifest.labels)
         for test in manifest.self_test:
             got = classifier.probabilities(test.text)
@@ -174,6 +185,15 @@ class Classifier(ABC):
                     f"not {np.round(test.posterior, 3).tolist()}"
                 )
         return classifier
+
+
+def _scaling(manifest: Manifest) -> VectorScaling | None:
+    record = manifest.scaling
+    if record is None:
+        return None
+    if not len(record.factors) == len(record.shifts) == len(manifest.labels):
+        raise ArtefactError(f"router {manifest.version}: scaling needs a factor and a shift for each label")
+    return VectorScaling(tuple(record.factors), tuple(record.shifts))
 
 
 def tensor_of_shape(tensors: Tensors, name: str, shape: tuple[int | None, ...]) -> NDArray[np.generic]:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,6 +25,9 @@ ALLOWED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".md", ".html", "
 CODE_SUFFIXES = frozenset(
     {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".h5", ".py", ".so"}
 )
+
+LATER_FIELDS = ("scaling",)
+"""Fields that came after the first artefacts were written: left out where unset, so that those keep their version."""
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -60,6 +63,13 @@ class DataRecord(_Strict):
     rows: dict[str, int] = Field(default_factory=dict)
 
 
+class ScalingRecord(_Strict):
+    """Factors and shifts of the logits after temperature, one of each a label."""
+
+    factors: list[FiniteFloat]
+    shifts: list[FiniteFloat]
+
+
 class FileRecord(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0, le=MAX_FILE_BYTES)
@@ -83,7 +93,8 @@ class Manifest(_Strict):
     encoder: EncoderRecord | None = None
     text: TextRecord = TextRecord()
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    threshold: float = Field(0.0, ge=0, le=1)
+    scaling: ScalingRecord | None = None
+    threshold: float = Field(0.0, ge=0, le=2)  # over 1: nothing is routed
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     data: DataRecord = DataRecord()
     seed: int = 0
@@ -96,6 +107,9 @@ class Manifest(_Strict):
     def canonical(self) -> bytes:
         """The one way that this manifest is written."""
         content = self.model_dump(mode="json")
+        for name in LATER_FIELDS:
+            if content[name] is None:
+                del content[name]
         return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def content_version(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from collegium.router.calibration import brier, ece, fit_temperature, nll, softmax, threshold_for_precision
+from collegium.router.calibration import NEVER, brier, ece, fit_temperature, nll, softmax, threshold_for_precision
 
 
 def test_softmax_and_nll_by_hand() -> None:
@@ -37,9 +37,9 @@ def test_threshold_keeps_the_precision_asked_for() -> None:
     assert threshold_for_precision(probabilities, targets, 1.0) == pytest.approx(0.9)
     assert threshold_for_precision(probabilities, targets, 0.75) == pytest.approx(0.7)
     assert threshold_for_precision(probabilities, targets, 0.5) == pytest.approx(0.6)
-    assert threshold_for_precision(probabilities, 1 - targets, 1.0) == 1.0
+    assert threshold_for_precision(probabilities, 1 - targets, 1.0) == NEVER
 
 
 def test_rows_of_one_confidence_are_taken_together() -> None:
     probabilities = np.array([[0.8, 0.2], [0.8, 0.2]])
-    assert threshold_for_precision(probabilities, np.array([0, 1]), 0.9) == 1.0
+    assert threshold_for_precision(probabilities, np.array([0, 1]), 0.9) == NEVER
