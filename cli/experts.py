@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..experts.adapter import resolved
 from ..experts.card import Card, CardError, parse_card
 from ..experts.preflight import check_card
 from ..experts.registry import ExpertRecord, Registry, State
@@ -156,7 +157,7 @@ def _only_generalist(registry: Registry) -> str:
 
 def _read_card(file: Path) -> Card:
     try:
-        return parse_card(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return resolved(parse_card(yaml.safe_load(file.read_text(encoding="utf-8"))), file.parent)
     except CardError as error:
         raise click.ClickException(f"{file}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

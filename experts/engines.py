@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import httpx2
 import psutil
 
+from .adapter_staging import staging_folder
 from .card import Card, CardError, EngineBackend
 from .plan import GIB
 from .ray_cluster import RayCluster, RayError
@@ -39,6 +40,7 @@ class Engines:
         self._cluster = None if ray_address else RayCluster(state)
         self._address = ray_address
         self._internal_key = state.internal_key()
+        self._staged = "" if ray_address else str(staging_folder(state))
         self._serve: RayServe | None = None
         self._view = EngineView()
         self._work: dict[str, Work] = {}
@@ -117,7 +119,7 @@ class Engines:
                 threading.Thread(target=preload, name="preload", daemon=True).start()
             _log("Ray started" if self._cluster.ensure() else "adopted the Ray that runs")
             address, host, port = self._cluster.address, "127.0.0.1", self._cluster.http_port
-        serve = RayServe(address or "auto", self._internal_key, host, port)
+        serve = RayServe(address or "auto", self._internal_key, host, port, self._staged)
         serve.connect()
         self._serve = serve
         _log(f"joined Ray at {address}")

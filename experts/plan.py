@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
 
-from .card import Card, EngineBackend
+from .adapter import adapter_bytes
+from .card import AdapterBackend, Card, EngineBackend
 
 GIB = 2**30
 BASE_GB = 1.5  # Ray's head, Serve's controller and HAProxy, once for all engines: 1.2 measured, rounded up
@@ -45,9 +46,11 @@ def this_machine() -> Machine:
 def plan_memory(cards: Iterable[Card], machine: Machine) -> MemoryPlan:
     """Add up what the engine cards need; prompted experts and URLs need nothing, and the base counts once.
 
+    An adapter adds its own tensors to each replica of its engine, in float32 (twice the size of the file).
+
     A GPU engine takes whole devices: tensor_parallel_size for each replica, as Ray hands them out.
     """
-    engines = [(card.name, card.backend) for card in cards if isinstance(card.backend, EngineBackend)]
+    engines = list(_engines(list(cards)))
     on_cpu = [(name, backend) for name, backend in engines if backend.on_cpu]
     on_gpu = [(name, backend) for name, backend in engines if not backend.on_cpu]
     host = sum(_gigabytes(backend) for _, backend in on_cpu) + (BASE_GB if engines else 0)
@@ -60,9 +63,18 @@ def plan_memory(cards: Iterable[Card], machine: Machine) -> MemoryPlan:
     )
 
 
+def _engines(cards: Sequence[Card]) -> Iterator[tuple[str, EngineBackend]]:
+    """The engines by name, with the memory of their adapters added to their own."""
+    for card in cards:
+        if isinstance(card.backend, EngineBackend):
+            users = [other.backend for other in cards if isinstance(other.backend, AdapterBackend)]
+            extra = sum(2 * adapter_bytes(user) for user in users if user.engine == card.name) / GIB
+            yield card.name, card.backend.model_copy(update={"memory_gb": card.backend.memory_gb + extra})
+
+
 def _host_problems(engines: Sequence[tuple[str, EngineBackend]], needed: float, machine: Machine) -> Iterable[str]:
     if engines and needed > machine.memory_gb:
-        listed = ", ".join(f"{name} {_gigabytes(backend):g}" for name, backend in engines)
+        listed = ", ".join(f"{name} {round(_gigabytes(backend), 3):g}" for name, backend in engines)
         yield (
             f"the engines on the CPU need {needed:.1f} GB ({listed}, {BASE_GB:g} for Ray), "
             f"this machine has {machine.memory_gb:.1f}; remove one, or run it on another machine"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from .card import Card, CardError, PromptedBackend, parse_card
+from .adapter import resolved
+from .card import AdapterBackend, Card, CardError, EngineBackend, PromptedBackend, RemoteBackend, parse_card
 
 _FOLDER = Path(__file__).parent / "pools"
 
@@ -35,11 +36,11 @@ def load_pool(name_or_path: str) -> list[Card]:
         ) from error
     except yaml.YAMLError as error:
         raise CardError(f"pool {name_or_path!r} is not YAML: {' '.join(str(error).split())}") from error
-    return parse_pool(rows, name_or_path)
+    return parse_pool(rows, name_or_path, file.parent)
 
 
-def parse_pool(rows: object, name: str) -> list[Card]:
-    """Check a list of cards and how they fit together; `name` is for messages.
+def parse_pool(rows: object, name: str, folder: Path | None = None) -> list[Card]:
+    """Check a list of cards and how they fit together; `name` is for messages, `folder` for relative paths.
 
     Raises:
         CardError: everything that is wrong with it, in one message.
@@ -49,7 +50,8 @@ def parse_pool(rows: object, name: str) -> list[Card]:
     cards, problems = [], []
     for number, row in enumerate(rows, 1):
         try:
-            cards.append(parse_card(row))
+            card = parse_card(row)
+            cards.append(resolved(card, folder) if folder else card)
         except CardError as error:
             problems.append(f"card {number}: {error}")
     # Without its broken cards a pool has follow-up errors that mean nothing.
@@ -73,13 +75,37 @@ def pool_problems(cards: Sequence[Card]) -> Iterator[str]:
 
 
 def engine_problem(card: Card, others: Iterable[Card]) -> str | None:
-    """Why a prompted card has no engine among `others`, or None."""
-    if not isinstance(card.backend, PromptedBackend):
+    """Why a card that borrows an engine has none among `others`, or None."""
+    if isinstance(card.backend, PromptedBackend):
+        return _missing(card, card.backend.engine, others, "is no expert with an engine or a URL", PromptedBackend)
+    if isinstance(card.backend, AdapterBackend):
+        return _slots_problem(card, card.backend, list(others))
+    return None
+
+
+def _missing(card: Card, engine: str, others: Iterable[Card], what: str, *unfit: type[object]) -> str | None:
+    fit = sorted(other.name for other in others if not isinstance(other.backend, unfit))
+    if engine in fit:
         return None
-    engines = sorted(other.name for other in others if not isinstance(other.backend, PromptedBackend))
-    if card.backend.engine in engines:
-        return None
-    return (
-        f"prompted expert {card.name!r} names the engine {card.backend.engine!r}, which is no expert with an engine or "
-        f"a URL; there are: {', '.join(engines) or 'none'}"
-    )
+    there = ", ".join(fit) or "none"
+    return f"{card.backend.kind} expert {card.name!r} names the engine {engine!r}, which {what}; there are: {there}"
+
+
+def _slots_problem(card: Card, backend: AdapterBackend, others: Sequence[Card]) -> str | None:
+    engine = next((other.backend for other in others if other.name == backend.engine), None)
+    if not isinstance(engine, EngineBackend):
+        unfit = (PromptedBackend, AdapterBackend, RemoteBackend)
+        return _missing(card, backend.engine, others, "is no expert with an engine of its own", *unfit)
+    name, slots = backend.engine, engine.adapters
+    if slots is None:
+        return f"the engine of {name!r} takes no adapters; set `adapters: {{max: 8, max_rank: 16}}` in its backend"
+    if backend.rank is not None and backend.rank > slots.max_rank:
+        return f"expert {card.name!r} has rank {backend.rank}, the engine of {name!r} takes up to {slots.max_rank}"
+    users = {other.name for other in others if _is_adapter_of(other, name)} | {card.name}
+    if len(users) > slots.max:
+        return f"the engine of {name!r} takes {slots.max} adapters, with {card.name!r} there are {len(users)}"
+    return None
+
+
+def _is_adapter_of(card: Card, engine: str) -> bool:
+    return isinstance(card.backend, AdapterBackend) and card.backend.engine == engine

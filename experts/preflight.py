@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
-from .card import Card, CardError, EngineBackend, RemoteBackend
+from .adapter import check_fit, locate_adapter, read_adapter
+from .card import AdapterBackend, Card, CardError, EngineBackend, RemoteBackend
 from .client import ConnectError, ExpertClient, ExpertError, KeyRefusedError, StatusError
 from .plan import Machine, plan_memory, this_machine
 from .pool import engine_problem
 from .records import ExpertRecord
 from .weights import check as check_weights
+from .weights import present
 
 PROBE_TIMEOUT = 5.0  # seconds
 
@@ -34,6 +36,22 @@ def check_card(
         probe_remote(card.backend)
     if isinstance(card.backend, EngineBackend) and not joined:
         _check_engine(card, card.backend, others, machine or this_machine())
+    if isinstance(card.backend, AdapterBackend) and not joined:
+        check_adapter(card.backend, others)
+
+
+def check_adapter(backend: AdapterBackend, others: Sequence[Card]) -> None:
+    """Read an adapter and compare it with its engine's base, where that is on this machine already.
+
+    Raises:
+        CardError: it is not there, it is damaged, or it does not fit; by the tensor's name.
+    """
+    adapter = read_adapter(locate_adapter(backend), backend)
+    engine = next((other.backend for other in others if other.name == backend.engine), None)
+    if isinstance(engine, EngineBackend) and engine.adapters is not None:
+        base = present(engine.model, engine.revision)
+        if base is not None:
+            check_fit(adapter, base, engine.adapters.max_rank)
 
 
 def check_pool(
@@ -50,9 +68,19 @@ def check_pool(
     problems = [problem for card in cards if (problem := engine_problem(card, together))]
     if not joined:
         problems += _engine_problems(cards)
+        problems += _adapter_problems(cards, together)
         problems += plan_memory(together, machine or this_machine()).problems
     if problems:
         raise CardError("; ".join(problems))
+
+
+def _adapter_problems(cards: Sequence[Card], together: Sequence[Card]) -> Iterator[str]:
+    for card in cards:
+        if isinstance(card.backend, AdapterBackend):
+            try:
+                check_adapter(card.backend, together)
+            except CardError as error:
+                yield f"expert {card.name!r}: {error}"
 
 
 def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT) -> None:

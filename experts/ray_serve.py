@@ -36,7 +36,10 @@ _CAUSE = re.compile(r"^\s*(?:ray\.exceptions\.\w+\(\w+\): )?(?:[\w.]*\.)?(\w*(?:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """One engine as it is. `name` is Serve's; `reason` says why it is not running, in words."""
+    """One engine as it is. `name` is Serve's; `reason` says why it is not running, in words.
+
+    `replicas` are the base URLs of the replicas' own HTTP servers, where HAProxy sends what comes to `base_url`.
+    """
 
     name: str
     expert: str
@@ -44,14 +47,21 @@ class App:
     phase: Phase
     reason: str
     base_url: str
+    replicas: tuple[str, ...] = ()
 
 
 class RayServe:
     """A connection to Serve on one Ray cluster, and the applications there that belong to one collegium."""
 
-    def __init__(self, address: str, internal_key: str, host: str | None = None, port: int | None = None) -> None:
-        """`host` and `port` are for a Serve that this call starts; one that runs already keeps its own."""
+    def __init__(
+        self, address: str, internal_key: str, host: str | None = None, port: int | None = None, staged: str = ""
+    ) -> None:
+        """`host` and `port` are for a Serve that this call starts; one that runs already keeps its own.
+
+        `staged` is the folder of staged adapters, where engines can read it.
+        """
         self._address = address
+        self._staged = staged
         self._internal_key = internal_key
         self._options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
         # Machines that share a registry share the internal key; another collegium on the same Ray has another.
@@ -95,7 +105,12 @@ class RayServe:
 
         with _translated("Ray does not answer"):
             found = serve.status().applications
-        return {name: self._app(name, overview) for name, overview in found.items() if name.startswith(self._prefix)}
+            replicas = self._replicas()
+        return {
+            name: self._app(name, overview, replicas.get(name, ()))
+            for name, overview in found.items()
+            if name.startswith(self._prefix)
+        }
 
     def deploy(self, card: Card) -> None:
         """Ask for the card's engine and return at once; `status` tells how it goes. Converts weights where needed.
@@ -111,7 +126,8 @@ class RayServe:
             raise RayError(f"ray.serve.llm cannot be imported ({error}); run: collegium doctor") from error
         if not isinstance(card.backend, EngineBackend):
             raise TypeError(f"expert {card.name!r} has a {card.backend.kind} backend, which runs no engine")
-        settings = engine_settings(card, locate(card.backend.model), engine_key(self._internal_key, card.name))
+        key = engine_key(self._internal_key, card.name)
+        settings = engine_settings(card, locate(card.backend.model), key, self._staged)
         name = self.app_name(card)
         with _translated(f"Ray refuses the engine of {card.name}"):
             app = build_openai_app({"llm_configs": [LLMConfig(**settings)]})
@@ -129,12 +145,25 @@ class RayServe:
         expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
         return f"/experts/{expert}/{fingerprint}"
 
-    def _app(self, name: str, overview: Any) -> App:  # noqa: ANN401 - Ray's, untyped here
+    def _replicas(self) -> dict[str, tuple[str, ...]]:
+        """Base URLs of the replicas' own HTTP servers by application: what HAProxy is told."""
+        import ray
+        from ray import serve
+
+        controller = serve.context._get_global_client()._controller
+        groups = ray.get(controller.get_target_groups.remote(from_proxy_manager=True), timeout=30)
+        return {
+            group.app_name: tuple(f"http://{one.ip}:{one.port}{group.route_prefix}/v1" for one in group.targets)
+            for group in groups
+            if group.protocol.value == "HTTP" and group.app_name.startswith(self._prefix)
+        }
+
+    def _app(self, name: str, overview: Any, replicas: tuple[str, ...]) -> App:  # noqa: ANN401 - Ray's, untyped here
         expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
         phase = _PHASES[str(overview.status.value)]
         messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
         reason = phase_reason(phase, str(overview.status.value), "\n".join(messages))
-        return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1")
+        return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1", replicas)
 
 
 def preload() -> None:
@@ -143,8 +172,8 @@ def preload() -> None:
         import_module("ray.serve.llm")
 
 
-def engine_settings(card: Card, source: str, key: str) -> dict[str, Any]:
-    """What Ray's LLMConfig gets for an engine card whose weights are at `source`."""
+def engine_settings(card: Card, source: str, key: str, staged: str = "") -> dict[str, Any]:
+    """What Ray's LLMConfig gets for an engine card whose weights are at `source`, and its adapters at `staged`."""
     backend = card.backend
     if not isinstance(backend, EngineBackend):
         raise TypeError(f"expert {card.name!r} has a {backend.kind} backend, which runs no engine")
@@ -154,11 +183,13 @@ def engine_settings(card: Card, source: str, key: str) -> dict[str, Any]:
         engine["max_model_len"] = backend.max_model_len
     if backend.revision:
         engine["revision"] = backend.revision
+    if backend.adapters is not None:
+        engine |= {"enable_lora": True, "max_loras": backend.adapters.max, "max_lora_rank": backend.adapters.max_rank}
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": card.name, "model_source": source},
         "engine_kwargs": engine,
         "deployment_config": _deployment(backend),
-        "runtime_env": {"env_vars": _variables(backend, source, key)},
+        "runtime_env": {"env_vars": _variables(backend, source, key, staged)},
     }
     if backend.on_cpu:
         settings["accelerator_config"] = {"kind": "cpu"}
@@ -184,8 +215,12 @@ def _deployment(backend: EngineBackend) -> dict[str, Any]:
     }
 
 
-def _variables(backend: EngineBackend, source: str, key: str) -> dict[str, str]:
+def _variables(backend: EngineBackend, source: str, key: str, staged: str) -> dict[str, str]:
     variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+    if backend.adapters is not None:
+        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        if staged:  # a replica that starts later finds there what a request names, before it is told
+            variables["VLLM_LORA_RESOLVER_CACHE_DIR"] = staged
     if Path(source).is_absolute():
         variables["HF_HUB_OFFLINE"] = "1"
     if backend.on_cpu:

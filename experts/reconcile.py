@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .card import Card, EngineBackend, PromptedBackend, RemoteBackend
+from .card import AdapterBackend, Card, EngineBackend, PromptedBackend, RemoteBackend
 from .ray_serve import App
 from .records import ExpertRecord, State
 
@@ -64,18 +64,30 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """An adapter on a running engine: the name that answers for it there, and why not the one that is wanted."""
+
+    model: str | None
+    reason: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Actual:
     """What is known of what runs.
 
     `apps` is None while Ray was not asked yet or does not answer, then `trouble` says why: nothing is started, ended or
     forgotten on that ground. `failures` are engines given up, by expert and generation. `probes` are by the remote
-    card's fingerprint. `unused` names experts and applications that have had no request for their time of grace.
+    card's fingerprint. `adapters` are by the base URL of their engine and the expert, those on their way out included;
+    what was not looked at yet is not among them. `unused` names experts and applications that have had no request for
+    their time of grace.
     """
 
     apps: Mapping[str, App] | None = None
     trouble: str = ""
     failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    adapters: Mapping[tuple[str, str], Loaded] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
 
 
@@ -87,7 +99,7 @@ def plan(desired: Sequence[ExpertRecord], actual: Actual) -> list[Action]:
     """
     actions: list[Action] = []
     seen: dict[str, Observe] = {}
-    for record in sorted(desired, key=_is_prompted):
+    for record in sorted(desired, key=_order):
         apps = [app for app in (actual.apps or {}).values() if app.expert == record.name]
         for action in _for_record(record, actual, apps, seen):
             if isinstance(action, Observe):
@@ -99,8 +111,10 @@ def plan(desired: Sequence[ExpertRecord], actual: Actual) -> list[Action]:
     return actions
 
 
-def _is_prompted(record: ExpertRecord) -> bool:
-    return isinstance(record.card.backend, PromptedBackend)
+def _order(record: ExpertRecord) -> int:
+    """Engines before the adapters on them, and these before the prompted experts that borrow either."""
+    backend = record.card.backend
+    return 2 if isinstance(backend, PromptedBackend) else int(isinstance(backend, AdapterBackend))
 
 
 def _for_record(
@@ -112,19 +126,24 @@ def _for_record(
             yield _unknown(record, actual)
         else:
             yield from _removal(record, actual, apps) if record.removed else _engine(record, actual, apps)
-    elif record.removed:
+        return
+    if record.removed:
         yield from _removal(record, actual, apps)
+        return
+    if isinstance(backend, RemoteBackend):
+        yield _remote(record, backend, actual)
+    elif isinstance(backend, AdapterBackend):
+        yield _adapter(record, backend, actual, seen)
     else:
-        yield (
-            _remote(record, backend, actual) if isinstance(backend, RemoteBackend) else _prompted(record, backend, seen)
-        )
-        yield from _deletions(apps, actual)  # an engine that this name had before its card changed
+        yield _prompted(record, backend, seen)
+    yield from _deletions(apps, actual)  # an engine that this name had before its card changed
 
 
 def _removal(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterator[Action]:
     yield Observe(record.name, State.DRAINING, "finishing the requests that run", None)
     yield from _deletions(apps, actual)
-    if not apps and record.name in actual.unused:
+    held = any(expert == record.name for _, expert in actual.adapters)
+    if not apps and not held and record.name in actual.unused:
         yield Forget(record.name)
 
 
@@ -174,18 +193,40 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
         yield Observe(record.name, State.STARTING, reason, before)
 
 
-def _failed(record: ExpertRecord, reason: str, before: str | None) -> Observe:
-    kept = "; the engine before it still answers" if before else ""
+def _failed(record: ExpertRecord, reason: str, before: str | None, what: str = "engine") -> Observe:
+    kept = f"; the {what} before it still answers" if before else ""
     return Observe(record.name, State.FAILED, reason + kept, before)
 
 
+def _adapter(record: ExpertRecord, backend: AdapterBackend, actual: Actual, seen: Mapping[str, Observe]) -> Observe:
+    """Its base URL is its engine's, with the adapter's name there as the fragment."""
+    waiting = _waits_for(record, backend.engine, seen)
+    if waiting is not None:
+        return waiting
+    url = seen[backend.engine].base_url
+    loaded = actual.adapters.get((url or "", record.name))
+    if loaded is None:
+        if record.base_url is not None and record.base_url.partition("#")[0] == url:
+            return Observe(record.name, record.state, record.reason, record.base_url)
+        return Observe(record.name, State.STARTING, "the adapter is checked", None)
+    address = f"{url}#{loaded.model}" if loaded.model else None
+    if loaded.failed:
+        return _failed(record, loaded.reason, address, "adapter")
+    return Observe(record.name, State.STARTING if loaded.reason else State.READY, loaded.reason, address)
+
+
 def _prompted(record: ExpertRecord, backend: PromptedBackend, seen: Mapping[str, Observe]) -> Observe:
-    name = backend.engine
+    waiting = _waits_for(record, backend.engine, seen)
+    return waiting or Observe(record.name, State.READY, "", seen[backend.engine].base_url)
+
+
+def _waits_for(record: ExpertRecord, name: str, seen: Mapping[str, Observe]) -> Observe | None:
+    """Why an expert cannot answer because of the engine that it borrows, or None."""
     engine = seen.get(name)
     if engine is None:
         return Observe(record.name, State.FAILED, f"its engine {name!r} is not registered", None)
     if engine.base_url is not None and engine.state is not State.DRAINING:
-        return Observe(record.name, State.READY, "", engine.base_url)
+        return None
     if engine.state is State.FAILED:
         return Observe(record.name, State.FAILED, f"its engine {name} failed: {engine.reason}", None)
     if engine.state is State.DRAINING:

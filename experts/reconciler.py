@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .engines import Engines, EngineView
+from .lora import Adapters
 from .probes import Probes
 from .processes import die_with_parent
 from .ray_cluster import RayCluster
@@ -30,10 +31,10 @@ LONGEST_DRAIN = 120.0  # seconds a running request may hold up the end of its en
 
 
 class Reconciler:
-    """Desired state from `registry`, actual state from `engines` and `probes`."""
+    """Desired state from `registry`, actual state from `engines`, `probes` and `adapters`."""
 
-    def __init__(self, registry: Registry, engines: Engines, probes: Probes) -> None:
-        self._registry, self._engines, self._probes = registry, engines, probes
+    def __init__(self, registry: Registry, engines: Engines, probes: Probes, adapters: Adapters) -> None:
+        self._registry, self._engines, self._probes, self._adapters = registry, engines, probes, adapters
         self._version = -1
         self._records: list[ExpertRecord] = []
         self._given_up: dict[tuple[str, int], str] = {}
@@ -76,6 +77,7 @@ class Reconciler:
             trouble=view.trouble,
             failures={**view.failed, **self._given_up},
             probes=self._probes.update(self._records),
+            adapters=self._adapters.update(self._records, view.apps or {}),
             unused=self._unused(view, time.monotonic()),
         )
 
@@ -135,12 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reconciler: {error}", file=sys.stderr)
         return 1
     engines, probes = Engines(state, options.ray_address), Probes()
+    adapters = Adapters(state, local=options.ray_address is None)
     engines.start()
     try:
-        Reconciler(registry, engines, probes).run(stop)
+        Reconciler(registry, engines, probes, adapters).run(stop)
     finally:
         engines.close()
         probes.close()
+        adapters.close()
         registry.close()
     return 0
 

@@ -38,8 +38,8 @@ class State(StrEnum):
 class ExpertRecord:
     """One expert: the desired card and the observed state.
 
-    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it. An
-    adapter's has a fragment: the adapter's name on its engine.
+    `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it;
+    an adapter's has a fragment, the adapter's name on its engine.
     `removed` means that it shall go; it takes no new request.
     """
 

