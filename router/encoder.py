@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,33 @@ class Encoder:
     @property
     def dimensions(self) -> int:
         return int(self._model.get_embedding_dimension())
+
+    @property
+    def module(self) -> SentenceTransformer:
+        """The torch module: token ids -> sentence vectors."""
+        return self._model
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """All weights, by name."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self._model.state_dict().items()}
+
+    def with_weights(self, changed: Mapping[str, NDArray[np.generic]]) -> Encoder:
+        """A copy in which some weights are others.
+
+        Raises:
+            EncoderError: a weight that the encoder does not have, or has in another shape.
+        """
+        import torch
+
+        known = self._model.state_dict()
+        for name, values in changed.items():
+            if name not in known or tuple(known[name].shape) != values.shape:
+                raise EncoderError(f"encoder {self.identity.model!r} has no weight {name!r} of shape {values.shape}")
+        model = copy.deepcopy(self._model)
+        given = {name: torch.from_numpy(np.array(values, np.float32)) for name, values in changed.items()}
+        model.load_state_dict(given, strict=False)
+        identity = replace(self.identity, checksum=weights_checksum(model))
+        return Encoder(model, identity, self.tokens)
 
     def encode(self, text: str) -> NDArray[np.float32]:
         """The vector of one prompt, shape (dimensions,)."""

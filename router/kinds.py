@@ -9,6 +9,7 @@ from .manifest import ArtefactError
 
 _CLASSES = {
     "committee": ("committee", "CommitteeClassifier"),
+    "finetuned": ("finetuned", "FinetunedClassifier"),
     "frozen": ("frozen", "FrozenClassifier"),
     "tfidf": ("ngrams", "NgramClassifier"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..router.calibration import Floats, Targets, ece, fit_temperature, softmax,
 from ..router.classifier import About, Classifier
 from ..router.committee import CommitteeClassifier
 from ..router.encoder import Encoder
+from ..router.finetuned import FinetunedClassifier
 from ..router.frozen import FrozenClassifier
 from ..router.kinds import KINDS
 from ..router.manifest import DataRecord, Manifest, TextRecord
@@ -22,12 +23,14 @@ from ..router.ngrams import NgramClassifier
 from ..router.seen import SEEN, seen_file
 from .data import DataError, Prompt, data_hash
 from .features import Progress, quiet, vectors_of
-from .learners import CommitteeLearner, FrozenLearner, Learner, NgramLearner
+from .learners import CommitteeLearner, FinetunedLearner, FrozenLearner, Learner, NgramLearner
 from .metrics import Scores, score
-from .split import folds, near_duplicate_groups, rounds, source_folds
+from .split import Positions, folds, near_duplicate_groups, rounds, source_folds
+from .tuning import Tuning
 
 FOLDS = 5
 MANY_ROWS = 20_000  # from here on one held-out fold is enough
+SLOW_FOLDS = 20  # where one fit takes an hour, a twentieth of the rows is held out
 COMMITTEE = ("frozen", "tfidf")
 SELF_TESTS = ("What is 17% of 340?", "write a python function that reverses a list", "hello, how are you today?")
 
@@ -44,6 +47,8 @@ class Options:
     regularisation: float = 10.0
     precision: float = 0.9
     hold_out_sources: bool = False
+    members: tuple[str, ...] = COMMITTEE
+    tuning: Tuning = Tuning()  # noqa: RUF009
     text: TextRecord = TextRecord()  # noqa: RUF009
 
     def __post_init__(self) -> None:
@@ -97,24 +102,23 @@ def train(
     options: Options = Options(),
     cache: Path | None = None,
     progress: Progress = quiet,
+    groups: Positions | None = None,
 ) -> Trained:
     """Fit a kind of router on checked prompts (see data.load_prompts). Only `tfidf` needs no encoder.
+
+    `groups` are the near-duplicate groups of the prompts, where these are known already.
 
     Raises:
         DataError: a label has near-duplicates of one prompt only.
         ValueError: the kind is not known, or needs an encoder; a label comes from one source only.
     """
     labels = np.array([prompt.label for prompt in prompts])
-    groups = near_duplicate_groups([prompt.text for prompt in prompts])
+    if groups is None:
+        groups = near_duplicate_groups([prompt.text for prompt in prompts])
     _refuse_one_prompt_labels(labels, groups)
-    if options.hold_out_sources:
-        assigned = source_folds(labels.tolist(), [prompt.source or "" for prompt in prompts], FOLDS)
-    else:
-        assigned = folds(labels.tolist(), groups, FOLDS, options.seed)
     learner = learner_of(kind, prompts, encoder, options, cache, progress)
     classifier = learner.classifier
-    count = FOLDS if options.hold_out_sources or len(prompts) <= MANY_ROWS else 1
-    logits, rows = _held_out_logits(learner, assigned, count)
+    logits, rows = _held_out_logits(learner, _rounds(prompts, labels, groups, options, learner.slow))
     learner.fit(np.arange(len(labels)))
     targets = np.searchsorted(classifier.classes_, labels[rows])
     classifier.temperature = fit_temperature(logits, targets)
@@ -155,21 +159,52 @@ def learner_of(
         frozen = FrozenClassifier(encoder, options.text, options.seed, options.regularisation)
         texts = [frozen.prepare(prompt.text) for prompt in prompts]
         return FrozenLearner(frozen, vectors_of(texts, encoder, cache, progress), labels)
-    members = [learner_of(member, prompts, encoder, options, cache, progress) for member in COMMITTEE]
+    if kind == "finetuned":
+        return _finetuned(prompts, labels, encoder, options, cache, progress)
+    members = [learner_of(member, prompts, encoder, options, cache, progress) for member in options.members]
     committee = CommitteeClassifier([member.classifier for member in members], options.text, options.seed)
     return CommitteeLearner(committee, members)
 
 
-def _held_out_logits(learner: Learner, assigned: Targets, count: int) -> tuple[Floats, Targets]:
+def _finetuned(
+    prompts: Sequence[Prompt],
+    labels: NDArray[np.str_],
+    encoder: Encoder,
+    options: Options,
+    cache: Path | None,
+    progress: Progress,
+) -> FinetunedLearner:
+    tuned = FinetunedClassifier(encoder, options.text, options.seed, options.regularisation)
+    texts = [tuned.prepare(prompt.text) for prompt in prompts]
+    sources = [prompt.source or "" for prompt in prompts]
+    tuning = replace(options.tuning, seed=options.seed)
+    vectors = vectors_of(texts, encoder, cache, progress)
+    return FinetunedLearner(tuned, texts, vectors, labels, sources, tuning, cache, progress)
+
+
+def _rounds(
+    prompts: Sequence[Prompt], labels: NDArray[np.str_], groups: Targets, options: Options, slow: bool
+) -> list[tuple[Targets, Targets]]:
+    """(rows to train on, rows held out): five rounds, one from MANY_ROWS on, one twentieth where a fit is slow."""
+    count = SLOW_FOLDS if slow and len(prompts) > MANY_ROWS else FOLDS
+    if options.hold_out_sources:
+        assigned = source_folds(labels.tolist(), [prompt.source or "" for prompt in prompts], count)
+    else:
+        assigned = folds(labels.tolist(), groups, count, options.seed)
+    parts = [part for part in rounds(assigned, count) if len(part[1])]
+    if slow:
+        share = len(prompts) / count
+        return [min(parts, key=lambda part: abs(len(part[1]) - share))]
+    return parts if options.hold_out_sources or len(prompts) <= MANY_ROWS else parts[:1]
+
+
+def _held_out_logits(learner: Learner, parts: Sequence[tuple[Targets, Targets]]) -> tuple[Floats, Targets]:
     """Logits of rows by classifiers that did not see them or a near duplicate, and which rows these are."""
     logits: list[Floats] = []
-    rows: list[Targets] = []
-    for train_rows, held in rounds(assigned, count):
-        if len(held):
-            learner.fit(train_rows)
-            logits.append(learner.logits(held))
-            rows.append(held)
-    return np.concatenate(logits), np.concatenate(rows)
+    for train_rows, held in parts:
+        learner.fit(train_rows)
+        logits.append(learner.logits(held))
+    return np.concatenate(logits), np.concatenate([held for _, held in parts])
 
 
 def _report(classifier: Classifier, logits: Floats, targets: Targets, duplicates: int, options: Options) -> Report:
