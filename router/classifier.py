@@ -75,6 +75,10 @@ class Classifier(ABC):
     def vector(self, text: str) -> Floats:
         """A prepared prompt in the kind's own space, unit length, shape (d,): prompts alike lie near each other."""
 
+    def logits_and_vector(self, text: str) -> tuple[Floats, Floats]:
+        """Both at once; kinds that share work between them read the prompt once."""
+        return self.logits(text), self.vector(text)
+
     @abstractmethod
     def state(self) -> tuple[dict[str, JsonValue], Tensors]:
         """Settings and tensors that `from_state` makes the same classifier of."""

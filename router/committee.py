@@ -42,6 +42,10 @@ class CommitteeClassifier(Classifier):
     def vector(self, text: str) -> Floats:
         return side_by_side([member.vector(text) for member in self.members])
 
+    def logits_and_vector(self, text: str) -> tuple[Floats, Floats]:
+        both = [member.logits_and_vector(text) for member in self.members]
+        return self.sum_of([logits for logits, _ in both]), side_by_side([vector for _, vector in both])
+
     def sum_of(self, logits: Sequence[Floats]) -> Floats:
         """Logits of the committee from its members', shape (..., k)."""
         total: Floats = np.sum([np.log(softmax(scores) + 1e-12) for scores in logits], axis=0)

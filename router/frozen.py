@@ -59,6 +59,10 @@ class FrozenClassifier(Classifier):
     def vector(self, text: str) -> Floats:
         return self.encoder.encode(text).astype(np.float64)
 
+    def logits_and_vector(self, text: str) -> tuple[Floats, Floats]:
+        vector = self.encoder.encode(text)
+        return self._scores(vector[np.newaxis])[0], vector.astype(np.float64)
+
     def logits_of_vectors(self, vectors: NDArray[np.float32]) -> Floats:
         """Logits from vectors made before, shape (n, k)."""
         return self._scores(vectors)

@@ -76,14 +76,14 @@ class NgramClassifier(Classifier):
         return self
 
     def logits(self, text: str) -> Floats:
-        found, values = self._values(text)
-        scores: Floats = self._weight[:, found].astype(np.float64) @ values * self._scale + self._bias
-        return scores
+        return self._scores(*self._values(text))
 
     def vector(self, text: str) -> Floats:
+        return _sketch(*self._values(text))
+
+    def logits_and_vector(self, text: str) -> tuple[Floats, Floats]:
         found, values = self._values(text)
-        column, sign = _sketch_of(found)
-        return unit(np.bincount(column, values * sign, minlength=SKETCH))
+        return self._scores(found, values), _sketch(found, values)
 
     def vectors_of_features(self, features: csr_matrix) -> Floats:
         """What `vector` gives for each text, shape (n, SKETCH): count sketches (Charikar et al. 2002) of n-grams."""
@@ -123,6 +123,10 @@ class NgramClassifier(Classifier):
         found, counts = ngram_counts(text, self.buckets)
         return found, unit(counts * self._idf[found].astype(np.float64))
 
+    def _scores(self, found: NDArray[np.int64], values: Floats) -> Floats:
+        scores: Floats = self._weight[:, found].astype(np.float64) @ values * self._scale + self._bias
+        return scores
+
     def _weighted(self, features: csr_matrix) -> csr_matrix:
         """Counts times IDF, rows of unit length."""
         weighted = features.multiply(self._idf.astype(np.float64)).tocsr()
@@ -135,6 +139,12 @@ def unit(vectors: Floats) -> Floats:
     """Rows of length 1, shape (..., d)."""
     scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return scaled
+
+
+def _sketch(found: NDArray[np.int64], values: Floats) -> Floats:
+    """Count sketch of unit length, shape (SKETCH,)."""
+    column, sign = _sketch_of(found)
+    return unit(np.bincount(column, values * sign, minlength=SKETCH))
 
 
 def _sketch_of(found: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:

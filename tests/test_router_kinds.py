@@ -67,6 +67,13 @@ def test_many_at_once_agree_with_one_alone(fitted: Classifier) -> None:
     assert np.abs(logits_of(fitted, texts) - alone).max() < 1e-4
 
 
+def test_logits_and_vector_are_those_of_one_reading(fitted: Classifier) -> None:
+    for text in map(fitted.prepare, TEXTS[:5]):
+        logits, vector = fitted.logits_and_vector(text)
+        assert (logits == fitted.logits(text)).all() and (vector == fitted.vector(text)).all()
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
 def test_two_labels_are_enough_for_every_kind() -> None:
     rows = [(text, label) for text, label in labelled() if label != "math"]
     for kind in KINDS:
