@@ -15,18 +15,24 @@ from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_enco
 from ..router.kinds import KINDS
 from ..router.manifest import ArtefactError, Manifest, check_target
 from ..training.data import Columns, DataError, Prompt, load_prompts
+from ..training.data_card import data_card
+from ..training.split import Positions, near_duplicate_groups
 from ..training.train import Options, Report, Trained, train
+from ..training.versions import following, version_before
+from .data_card import print_card
 
 CACHE = Path("~/.cache/collegium/features")
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the artefact; replaced if it is one."
 )
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@click.option("--source-column", default="source", show_default=True, help="Where a row came from, if the rows say so.")
+@click.option("--labels", help="All labels that there should be, comma-separated.  [default: those in DATA]")
 @click.option("--kind", type=click.Choice(KINDS), default="frozen", show_default=True, help="See docs/routers.md.")
 @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Hub id, folder, or wheel:NAME.")
 @click.option("--revision", help="Revision of a hub id.")
@@ -36,6 +42,11 @@ CACHE = Path("~/.cache/collegium/features")
 )
 @click.option(
     "--hold-out-sources", is_flag=True, help="Hold out whole sources (column `source`) to calibrate and score."
+)
+@click.option(
+    "--parent",
+    type=click.Path(path_type=Path),
+    help="Router that this one follows.  [default: the one that it replaces]",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -48,46 +59,64 @@ CACHE = Path("~/.cache/collegium/features")
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    data: Path,
+    data: tuple[str, ...],
     out: Path,
     text_column: str,
     label_column: str,
+    source_column: str,
+    labels: str | None,
     kind: str,
     encoder: str,
     revision: str | None,
     name: str | None,
     precision: float,
     hold_out_sources: bool,
+    parent: Path | None,
     seed: int,
     cache: Path,
     as_json: bool,
 ) -> None:
-    """Train a router from DATA, a JSONL or CSV file (also .gz) with a text and a label column."""
+    """Train a router from DATA: files (JSONL, CSV, both also .gz, Parquet), folders of such, or hf:owner/name[:split].
+
+    Rows have a text and a label, and may name their source.
+    """
     try:
         options = Options(
             name=name or out.absolute().name, seed=seed, precision=precision, hold_out_sources=hold_out_sources
         )
         check_target(out)
-        prompts = load_prompts(data, Columns(text_column, label_column))
-        trained = _train(prompts, kind, EncoderId(encoder, revision), options, cache.expanduser())
-        manifest = trained.save(out)
+        before = version_before(out, parent)
+        wanted = {label.strip() for label in labels.split(",")} if labels else set()
+        prompts = load_prompts(data, Columns(text_column, label_column, source_column), wanted)
+        groups = near_duplicate_groups([prompt.text for prompt in prompts])
+        card = data_card(prompts, groups)
+        if not as_json:
+            print_card(card, Console(stderr=True))
+        trained = _train(prompts, kind, EncoderId(encoder, revision), options, cache.expanduser(), groups)
+        manifest = following(trained, before).save(out)
     except (DataError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{error.filename or cache}: {error.strerror}") from error
     if as_json:
-        click.echo(json.dumps({"version": manifest.version, "path": str(out), **trained.report.as_dict()}))
+        report = trained.report.as_dict()
+        version = {"version": manifest.version, "parent": manifest.parent, "path": str(out)}
+        click.echo(json.dumps({**version, "data": card.as_dict(), **report}))
     else:
         _print(trained.report, manifest, out)
 
 
-def _train(prompts: list[Prompt], kind: str, encoder: EncoderId, options: Options, cache: Path) -> Trained:
+def _train(
+    prompts: list[Prompt], kind: str, encoder: EncoderId, options: Options, cache: Path, groups: Positions
+) -> Trained:
     with Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task(f"reading {len(prompts)} prompts", total=len(prompts))
         loaded = None if kind == "tfidf" else load_encoder(encoder, options.text.tokens, locate)
-        return train(
-            prompts, kind, loaded, options, cache, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return train(prompts, kind, loaded, options, cache, advance, groups)
 
 
 def _print(report: Report, manifest: Manifest, out: Path) -> None:
