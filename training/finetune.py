@@ -147,6 +147,7 @@ def finetune(
     """
     set_seed(tuning.seed)
     model = _Tuned(classifier.base.with_weights({}).module, *classifier.head)
+    model.encoder.max_seq_length = tuning.tokens
     _freeze(model.encoder, tuning.frozen_layers)
     rows = np.setdiff1d(np.arange(len(texts)), held)
     order = rows[draw_order([texts[row] for row in rows], targets[rows], [sources[row] for row in rows], tuning)]
