@@ -43,6 +43,8 @@ KINDS = {
     "request_too_large": Kind(413, _REQUEST),
     "unsupported_media_type": Kind(415, _REQUEST),
     "rate_limit_exceeded": Kind(429, "rate_limit_error", retry=True, retry_after=1),
+    "tenant_concurrency_exceeded": Kind(429, "rate_limit_error", retry=True, retry_after=1),
+    "insufficient_quota": Kind(429, "rate_limit_error"),
     "internal_error": Kind(500, "server_error"),
     "upstream_invalid_response": Kind(502, _UPSTREAM),
     "upstream_connection_failed": Kind(502, _UPSTREAM, retry=True, retry_after=1),

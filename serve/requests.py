@@ -113,6 +113,13 @@ class Request:
     def streams(self) -> bool:
         return self.body.get("stream") is True
 
+    @property
+    def cost(self) -> int:
+        """What it may use of a key's tokens: the prompt, and each of the `n` completions."""
+        choices = self.body.get("n")
+        more = (choices - 1) if isinstance(choices, int) else 0
+        return self.needs.tokens + more * completion_tokens(self.body)
+
 
 def parse_object(raw: bytes) -> dict[str, object]:
     """A JSON object.
@@ -183,10 +190,14 @@ def estimated_tokens(body: Mapping[str, object]) -> int:
 
     It may be too low for code or Chinese; then the expert refuses for itself.
     """
-    written = (body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
-    completion = next((value for value in written if isinstance(value, int)), 0)
     counted = (body.get(name) for name in ("messages", "input", "prompt", "system", "instructions"))
-    return sum(map(_characters, counted)) // CHARACTERS_PER_TOKEN + completion
+    return sum(map(_characters, counted)) // CHARACTERS_PER_TOKEN + completion_tokens(body)
+
+
+def completion_tokens(body: Mapping[str, object]) -> int:
+    """How much the client lets the expert write; 0 where it does not say."""
+    written = (body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
+    return next((value for value in written if isinstance(value, int)), 0)
 
 
 def _characters(value: object) -> int:
