@@ -109,6 +109,19 @@ class KeyRecord:
     previous_until: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class RouterRecord:
+    """A router version that was promoted, last at Unix time `promoted`; `accuracy` is that on held-out rows."""
+
+    version: str
+    path: str
+    kind: str = ""
+    parent: str | None = None
+    accuracy: float | None = None
+    promoted: float = 0.0
+    active: bool = False
+
+
 def key_digest(secret: str) -> str:
     """SHA-256 in hex: enough for keys of 256 random bits, which need no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()

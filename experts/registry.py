@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import create_engine, delete, event, insert, select, update
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from . import key_rows
+from . import expert_rows, key_rows, router_rows
 from .card import Card
 from .records import (
     ConflictError,
@@ -18,13 +17,13 @@ from .records import (
     KeyRecord,
     KeyScope,
     RegistryError,
+    RouterRecord,
     SkillRecord,
     State,
     UnknownExpertError,
-    expert_record,
     key_digest,
 )
-from .schema import EXPERTS, KEYS, META, METADATA, ROUTERS, SCHEMA_VERSION, SKILLS, configure_sqlite
+from .schema import EXPERTS, KEYS, META, METADATA, SCHEMA_VERSION, SKILLS, configure_sqlite
 
 __all__ = [
     "ConflictError",
@@ -33,6 +32,7 @@ __all__ = [
     "KeyScope",
     "Registry",
     "RegistryError",
+    "RouterRecord",
     "SkillRecord",
     "State",
     "UnknownExpertError",
@@ -74,8 +74,7 @@ class Registry:
     def experts(self) -> list[ExpertRecord]:
         """All records in order of name, those being removed included."""
         with self._read() as connection:
-            rows = connection.execute(select(EXPERTS).order_by(EXPERTS.c.name)).mappings()
-            return [expert_record(row) for row in rows]
+            return expert_rows.read(connection)
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -84,7 +83,7 @@ class Registry:
             UnknownExpertError: no expert has that name.
         """
         with self._read() as connection:
-            return expert_record(_row(connection, name))
+            return expert_rows.read_one(connection, name)
 
     def add(self, card: Card) -> ExpertRecord:
         """Register a new expert.
@@ -94,7 +93,7 @@ class Registry:
         """
         try:
             with self._write() as connection:
-                return _insert(connection, card)
+                return expert_rows.add(connection, card)
         except IntegrityError as error:
             raise ConflictError(
                 f"an expert named {card.name!r} is registered already; replace it or choose another name"
@@ -107,13 +106,12 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            rows = connection.execute(select(EXPERTS)).mappings().all()
-            present = {record.name: record for record in map(expert_record, rows)}
+            present = {record.name: record for record in expert_rows.read(connection)}
             for card in cards:
                 if card.name not in present:
-                    _insert(connection, card)
+                    expert_rows.add(connection, card)
                 elif present[card.name].card != card:
-                    _replace(connection, card, None)
+                    expert_rows.replace(connection, card, None)
 
     def replace(self, card: Card, expected_generation: int | None = None) -> ExpertRecord:
         """Change an expert's card. What runs goes on serving until the new engine is ready.
@@ -123,7 +121,7 @@ class Registry:
             ConflictError: it is being removed, or changed since `expected_generation` was read.
         """
         with self._write() as connection:
-            return _replace(connection, card, expected_generation)
+            return expert_rows.replace(connection, card, expected_generation)
 
     def remove(self, name: str) -> ExpertRecord:
         """Ask for an expert's removal: no new request at once, running ones finish, then the record goes.
@@ -133,16 +131,7 @@ class Registry:
             ConflictError: prompted experts still use its engine.
         """
         with self._write() as connection:
-            _row(connection, name)
-            users = [
-                record.name
-                for record in map(expert_record, connection.execute(select(EXPERTS)).mappings().all())
-                if getattr(record.card.backend, "engine", None) == name and not record.removed
-            ]
-            if users:
-                raise ConflictError(f"expert {name!r} runs the engine of {', '.join(users)}; remove those first")
-            self._update(connection, name, removed=True, state=State.DRAINING)
-            return expert_record(_row(connection, name))
+            return expert_rows.mark_removed(connection, name)
 
     def forget(self, name: str) -> None:
         """Delete the record of a removed expert whose engine is gone."""
@@ -156,7 +145,7 @@ class Registry:
         if row is None or (row["state"], row["reason"], row["base_url"]) == (state, reason, base_url):
             return
         with self._write() as connection:
-            self._update(connection, name, state=state, reason=reason, base_url=base_url)
+            expert_rows.change(connection, name, state=state, reason=reason, base_url=base_url)
 
     # Skills
 
@@ -172,7 +161,7 @@ class Registry:
             UnknownExpertError: no expert has that name.
         """
         with self._write() as connection:
-            _row(connection, expert)
+            expert_rows.read_one(connection, expert)
             connection.execute(delete(SKILLS).where(SKILLS.c.expert == expert))
             for skill in skills:
                 connection.execute(
@@ -221,22 +210,25 @@ class Registry:
 
     # Router versions
 
-    def promote(self, version: str, path: str) -> None:
+    def promote(self, record: RouterRecord) -> None:
         """Make a router version the active one."""
         with self._write() as connection:
-            connection.execute(insert(ROUTERS).values(version=version, path=path, promoted=time.time()))
+            router_rows.promote(connection, record)
 
     def rollback(self) -> str | None:
-        """Drop the active version; returns the path of the one before, which is active again, or None."""
+        """Deactivate the active version; returns the path of the one before, which is active again, or None."""
         with self._write() as connection:
-            newest = select(ROUTERS.c.position).order_by(ROUTERS.c.position.desc()).limit(1)
-            connection.execute(delete(ROUTERS).where(ROUTERS.c.position == newest.scalar_subquery()))
-            return _active_router(connection)
+            return router_rows.rollback(connection)
 
     def active_router(self) -> str | None:
         """Path of the active router artefact, or None for the starter."""
         with self._read() as connection:
-            return _active_router(connection)
+            return router_rows.active(connection)
+
+    def routers(self) -> list[RouterRecord]:
+        """Every version that was ever promoted, the latest promotion first."""
+        with self._read() as connection:
+            return router_rows.read(connection)
 
     # Inner workings
 
@@ -260,10 +252,6 @@ class Registry:
         except SQLAlchemyError as error:
             raise RegistryError(f"the registry cannot be written: {_first_line(error)}") from error
 
-    @staticmethod
-    def _update(connection: Connection, name: str, **values: object) -> None:
-        connection.execute(update(EXPERTS).where(EXPERTS.c.name == name).values(updated=time.time(), **values))
-
     def _create_schema(self) -> None:
         try:
             with self._engine.begin() as connection:
@@ -285,44 +273,6 @@ class Registry:
 
 def _meta(connection: Connection, key: str) -> int:
     return int(connection.execute(select(META.c.value).where(META.c.key == key)).scalar_one())
-
-
-def _row(connection: Connection, name: str) -> RowMapping:
-    row = connection.execute(select(EXPERTS).where(EXPERTS.c.name == name)).mappings().one_or_none()
-    if row is None:
-        raise UnknownExpertError(f"no expert is named {name!r}")
-    return row
-
-
-def _insert(connection: Connection, card: Card) -> ExpertRecord:
-    connection.execute(
-        insert(EXPERTS).values(
-            name=card.name, card=card.model_dump(mode="json"), generation=1, removed=False,
-            state=State.REGISTERED, reason="", base_url=None, updated=time.time(),
-        )
-    )  # fmt: skip
-    return expert_record(_row(connection, card.name))
-
-
-def _replace(connection: Connection, card: Card, expected_generation: int | None) -> ExpertRecord:
-    before = expert_record(_row(connection, card.name))
-    if before.removed:
-        raise ConflictError(f"expert {card.name!r} is being removed; wait until it is gone")
-    if expected_generation not in (None, before.generation):
-        raise ConflictError(
-            f"expert {card.name!r} is at generation {before.generation}, not {expected_generation}; read it again"
-        )
-    connection.execute(
-        update(EXPERTS)
-        .where(EXPERTS.c.name == card.name)
-        .values(card=card.model_dump(mode="json"), generation=before.generation + 1, updated=time.time())
-    )
-    return expert_record(_row(connection, card.name))
-
-
-def _active_router(connection: Connection) -> str | None:
-    newest = select(ROUTERS.c.path).order_by(ROUTERS.c.position.desc()).limit(1)
-    return connection.execute(newest).scalar_one_or_none()
 
 
 def _first_line(error: Exception) -> str:

@@ -72,6 +72,16 @@ ROUTERS = Table(
     Column("path", Text, nullable=False),
     Column("promoted", Float, nullable=False),
 )  # fmt: skip
+# `routers` is the stack that rolling back shortens; here every version stays.
+ROUTER_VERSIONS = Table(
+    "router_versions", METADATA,
+    Column("version", String(200), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("kind", String(50), nullable=False),
+    Column("parent", String(200)),
+    Column("accuracy", Float),
+    Column("promoted", Float, nullable=False),
+)  # fmt: skip
 
 
 def configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy hands over the driver's object

@@ -31,6 +31,11 @@ class StateFolder:
         return folder
 
     @property
+    def routers(self) -> Path:
+        """Folder of the promoted routers, each under its version."""
+        return self.path / "routers"
+
+    @property
     def ray_token_file(self) -> Path:
         """File with Ray's cluster token; made on first use."""
         self._secret("ray.token")

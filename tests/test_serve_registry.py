@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 from collegium.experts.card import parse_card
-from collegium.experts.registry import KeyScope, Registry, RegistryError, SkillRecord, State
+from collegium.experts.registry import KeyScope, Registry, RegistryError, RouterRecord, SkillRecord, State
 from collegium.experts.state import engine_key
 from collegium.router.decision import Policy
 from collegium.serve.settings import EdgeSettings
@@ -187,7 +187,7 @@ def test_promoted_routers_take_over_and_bad_ones_do_not(tmp_path: Path) -> None:
     watcher.start()
     try:
         for path, wanted in (("second", "second"), ("bad", "second"), ("third", "third")):
-            registry.promote(path, path)
+            registry.promote(RouterRecord(path, path))
             card_name = f"seen-{path}"
             registry.add(card(card_name, "http://127.0.0.1:9/v1"))  # marks the snapshot that read the promotion
             while watcher.snapshot.candidate(card_name) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,20 +120,58 @@ def test_promote_refuses_negative_flips_and_rollback_returns(
     good, wrong = folders
     state = tmp_path / "state"
     registry = Registry(StateFolder(state).registry_url)
+    kept = {folder: state / "routers" / load_router(folder).version for folder in folders}
     assert cli("promote", good, "--force", "--state", state).exit_code == 0
-    assert registry.active_router() == str(good)
+    assert registry.active_router() == str(kept[good])
     refused = cli("promote", wrong, "--data", data, "--state", state)
     assert (
         refused.exit_code == 1 and "66.7% of the prompts turn wrong, over 2.0%; nothing was promoted" in refused.stderr
     )
-    assert registry.active_router() == str(good)
+    assert registry.active_router() == str(kept[good])
     assert cli("promote", wrong, "--data", data, "--force", "--state", state).exit_code == 0
-    assert registry.active_router() == str(wrong)
-    assert str(good) in cli("rollback", "--state", state).stdout and registry.active_router() == str(good)
+    assert registry.active_router() == str(kept[wrong])
+    assert str(kept[good]) in cli("rollback", "--state", state).stdout
+    assert registry.active_router() == str(kept[good])
     assert cli("promote", wrong, "--state", state).exit_code == 2
     assert cli("promote", tmp_path / "none", "--force", "--state", state).exit_code == 1
     assert cli("rollback", "--state", state).exit_code == 0 and registry.active_router() is None
     assert "nothing was promoted" in cli("rollback", "--state", state).stderr
+    assert cli("promote", good, "--force", "--in-place", "--state", state).exit_code == 0
+    assert registry.active_router() == str(good)
+
+
+def test_list_keeps_every_promoted_version(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    mine = tmp_path / "mine"
+    shutil.copytree(folders[0], mine)
+    first, second = (load_router(folder).version for folder in folders)
+    assert [row["active"] for row in json.loads(cli("list", "--json", "--state", state).stdout)] == [True]
+    cli("promote", mine, "--force", "--state", state)
+    shutil.rmtree(mine)  # what was promoted does not depend on it
+    cli("promote", folders[1], "--force", "--state", state)
+    cli("rollback", "--state", state)
+    rows = json.loads(cli("list", "--json", "--state", state).stdout)
+    assert [(row["version"], row["active"], row["problem"]) for row in rows][:2] == [
+        (second, False, None),
+        (first, True, None),
+    ]
+    assert rows[0]["kind"] == "tfidf" and 0 < rows[0]["accuracy"] <= 1 and rows[0]["promoted"]
+    assert len(rows) == 3 and first in cli("list", "--state", state).stdout
+    broken = tmp_path / "all" / "broken"
+    shutil.copytree(folders[0], tmp_path / "all" / "good")
+    shutil.copytree(folders[0], broken)
+    (broken / "head.safetensors").unlink()
+    found = json.loads(cli("list", "--folder", tmp_path / "all", "--json", "--state", state).stdout)
+    assert [(Path(row["path"]).name, row["active"]) for row in found] == [("broken", False), ("good", True)]
+    assert "head.safetensors is missing" in found[0]["problem"]
+    assert "head.safetensors is missing" in cli("list", "--folder", tmp_path / "all", "--state", state).stdout
+
+
+def test_a_label_that_neither_knows_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "sue them", "label": "law"}\n{"text": "bake a cake", "label": "cooking"}\n')
+    refused = cli("compare", *folders, "--data", path)
+    assert refused.exit_code == 1 and "row 2: label 'cooking' is none of coding, law, math" in refused.stderr
 
 
 def test_show_says_what_a_router_is(folders: tuple[Path, Path]) -> None:
