@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..experts.weights import locate
-from ..router.calibration import softmax
 from ..router.classifier import Classifier
 from ..router.encoder import EncoderId, load_encoder
 from ..router.kinds import KINDS
@@ -57,7 +56,7 @@ def score_file(classifier: Classifier, path: Path, threshold: float, cache: Path
     labels = classifier.classes_.tolist()
     prompts = [row for row in load_prompts(path, COLUMNS) if row.label in labels]
     logits = logits_of(classifier, [classifier.prepare(row.text) for row in prompts], cache)
-    probabilities = softmax(logits, classifier.temperature)
+    probabilities = classifier.calibrated(logits)
     return score(probabilities, np.array([labels.index(row.label) for row in prompts]), labels, threshold)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from ..router.calibration import Floats, Targets, ece, fit_temperature, softmax, threshold_for_precision
+from ..router.calibration import Floats, Targets, threshold_for_precision
 from ..router.classifier import About, Classifier
 from ..router.committee import CommitteeClassifier
 from ..router.encoder import Encoder
@@ -21,6 +21,7 @@ from ..router.kinds import KINDS
 from ..router.manifest import DataRecord, Manifest, TextRecord
 from ..router.ngrams import NgramClassifier
 from ..router.seen import SEEN, seen_file
+from .calibrate import Calibrated, calibrate
 from .data import DataError, Prompt, data_hash
 from .features import Progress, quiet, vectors_of
 from .learners import CommitteeLearner, FinetunedLearner, FrozenLearner, Learner, NgramLearner
@@ -66,14 +67,18 @@ class Report:
     duplicates: int
     held_out: Scores
     temperature: float
-    ece_before: float
+    calibration: Calibrated
+
+    @property
+    def ece_before(self) -> float:
+        return self.calibration.before.ece
 
     def as_dict(self) -> dict[str, JsonValue]:
         return {
             "rows": self.rows,
             "duplicates": self.duplicates,
             "temperature": self.temperature,
-            "ece_before": self.ece_before,
+            "calibration": self.calibration.as_dict(),
             "held_out": self.held_out.as_dict(),
         }
 
@@ -121,8 +126,9 @@ def train(
     logits, rows = _held_out_logits(learner, _rounds(prompts, labels, groups, options, learner.slow))
     learner.fit(np.arange(len(labels)))
     targets = np.searchsorted(classifier.classes_, labels[rows])
-    classifier.temperature = fit_temperature(logits, targets)
-    report = _report(classifier, logits, targets, len(prompts) - len(np.unique(groups)), options)
+    sources = np.unique([prompt.source or "" for prompt in prompts], return_inverse=True)[1]
+    calibration = calibrate(classifier, logits, targets, (sources if options.hold_out_sources else groups)[rows])
+    report = _report(classifier, calibration, logits, targets, len(prompts) - len(np.unique(groups)), options)
     about = About(
         name=options.name,
         threshold=report.held_out.threshold,
@@ -207,15 +213,22 @@ def _held_out_logits(learner: Learner, parts: Sequence[tuple[Targets, Targets]])
     return np.concatenate(logits), np.concatenate([held for _, held in parts])
 
 
-def _report(classifier: Classifier, logits: Floats, targets: Targets, duplicates: int, options: Options) -> Report:
-    probabilities = softmax(logits, classifier.temperature)
+def _report(
+    classifier: Classifier,
+    calibration: Calibrated,
+    logits: Floats,
+    targets: Targets,
+    duplicates: int,
+    options: Options,
+) -> Report:
+    probabilities = classifier.calibrated(logits)
     threshold = threshold_for_precision(probabilities, targets, options.precision)
     return Report(
         rows=len(targets),
         duplicates=duplicates,
         held_out=score(probabilities, targets, classifier.classes_.tolist(), threshold),
         temperature=classifier.temperature,
-        ece_before=ece(softmax(logits), targets),
+        calibration=calibration,
     )
 
 
