@@ -63,6 +63,8 @@ class Adapters:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for held in self._held.values():
+            held.replica.close()
 
     def update(self, records: Sequence[ExpertRecord], apps: Mapping[str, App]) -> Mapping[tuple[str, str], Loaded]:
         """Start what is due, collect what is done; returns at once.
@@ -96,13 +98,16 @@ class Adapters:
             for card in cards.values()
             if isinstance(card.backend, EngineBackend) and card.backend.adapters is not None
         }
+        before = self._held
         self._held = {
-            url: self._held.get(url)
+            url: before.get(url)
             or _Held(Replica(url, engine_key(self._internal_key, app.expert)), app.base_url, app.expert)
             for app in apps.values()
             if app.phase == "running" and (app.expert, app.fingerprint) in fitting
             for url in app.replicas
         }
+        for url in before.keys() - self._held.keys():
+            before[url].replica.close()
 
     def _stage(self, wanted: _Wanted, engine: Card | None, now: float) -> None:
         if wanted.work is not None and wanted.work.done():

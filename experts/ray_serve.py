@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .card import Card, EngineBackend
+from .guard import KEY, Guard
 from .ray_cluster import RayError
 from .state import engine_key
 from .weights import locate
@@ -81,6 +82,7 @@ class RayServe:
             raise RayError(f"Ray cannot be imported ({error}); run: pip install 'collegium[cpu]'") from error
         # At a lower level Serve logs an application's environment, and the engine's key is in it.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # ray.serve.llm has every request logged
         with _translated("Ray cannot be joined"):
             ray.shutdown()
             ray.init(self._address, namespace="collegium", log_to_driver=False, configure_logging=False)
@@ -183,6 +185,8 @@ def engine_settings(card: Card, source: str, key: str, staged: str = "") -> dict
         engine["max_model_len"] = backend.max_model_len
     if backend.revision:
         engine["revision"] = backend.revision
+    if staged:  # an engine on this machine, where this package is installed
+        engine["middleware"] = [f"{Guard.__module__}.{Guard.__qualname__}"]
     if backend.adapters is not None:
         engine |= {"enable_lora": True, "max_loras": backend.adapters.max, "max_lora_rank": backend.adapters.max_rank}
     settings: dict[str, Any] = {
@@ -216,7 +220,7 @@ def _deployment(backend: EngineBackend) -> dict[str, Any]:
 
 
 def _variables(backend: EngineBackend, source: str, key: str, staged: str) -> dict[str, str]:
-    variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+    variables = {KEY: key, "VLLM_NO_USAGE_STATS": "1"}
     if backend.adapters is not None:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         if staged:  # a replica that starts later finds there what a request names, before it is told

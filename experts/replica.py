@@ -28,7 +28,11 @@ class Replica:
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {key}"}
+        headers = {"Authorization": f"Bearer {key}"}
+        self._http = httpx2.Client(headers=headers, timeout=LOOK_LIMIT, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
 
     def settle(self, load: Mapping[str, str], unload: frozenset[str], overdue: frozenset[str]) -> ReplicaState:
         """Load what is missing (name -> folder), unload what is idle and, in any case, what is overdue.
@@ -36,42 +40,38 @@ class Replica:
         vLLM lets running requests of an unloaded adapter finish.
         """
         try:
-            with httpx2.Client(headers=self._headers, timeout=LOOK_LIMIT, trust_env=False) as http:
-                present = self._loaded(http)
-                going = present & unload
-                going -= (self._in_use(http) - overdue) if going else frozenset()
-                refused = {
-                    name: reason
-                    for name, folder in load.items()
-                    if name not in present and (reason := self._load(http, name, folder))
-                }
-                for name in going:
-                    http.post(f"{self.url}/unload_lora_adapter", json={"lora_name": name})
-                return ReplicaState(self._loaded(http) if load or going else present, refused)
+            present = self._loaded()
+            missing = {name: folder for name, folder in load.items() if name not in present}
+            refused = {name: reason for name, folder in missing.items() if (reason := self._load(name, folder))}
+            going = present & unload
+            going -= (self._in_use() - overdue) if going else frozenset()
+            for name in going:
+                self._http.post(f"{self.url}/unload_lora_adapter", json={"lora_name": name})
+            return ReplicaState(self._loaded() if missing or going else present, refused)
         except (httpx2.HTTPError, _UnexpectedAnswerError):
             return ReplicaState(None)
 
-    def _loaded(self, http: httpx2.Client) -> frozenset[str]:
+    def _loaded(self) -> frozenset[str]:
         """Adapters are the models that name a parent."""
-        answer = http.get(f"{self.url}/models")
+        answer = self._http.get(f"{self.url}/models")
         if answer.status_code != 200:
             raise _UnexpectedAnswerError(answer.status_code)
         return frozenset(str(row["id"]) for row in answer.json()["data"] if row.get("parent"))
 
-    def _load(self, http: httpx2.Client, name: str, folder: str) -> str:
+    def _load(self, name: str, folder: str) -> str:
         """The reason for a refusal; empty where the adapter is loaded, by this call or by a request before it."""
         body = {"lora_name": name, "lora_path": folder}
-        answer = http.post(f"{self.url}/load_lora_adapter", json=body, timeout=LOAD_LIMIT)
+        answer = self._http.post(f"{self.url}/load_lora_adapter", json=body, timeout=LOAD_LIMIT)
         if answer.status_code == 200 or "already been loaded" in answer.text:
             return ""
         if answer.status_code in (404, 405) and "lora_name" not in answer.text:
             return "the engine takes no adapters at run time; set `adapters` in its card"
         return f"the engine refuses the adapter: {_message(answer)}"
 
-    def _in_use(self, http: httpx2.Client) -> frozenset[str]:
+    def _in_use(self) -> frozenset[str]:
         """Adapters with requests that run or wait. vLLM writes a series for each state; the newest is the present."""
         newest: dict[str, tuple[float, str]] = {}
-        for line in http.get(self.url.removesuffix("/v1") + "/metrics").text.splitlines():
+        for line in self._http.get(self.url.removesuffix("/v1") + "/metrics").text.splitlines():
             if line.startswith(_METRIC):
                 labels, _, value = line.rpartition(" ")
                 engine = found[1] if (found := _ENGINE.search(labels)) else ""
