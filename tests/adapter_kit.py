@@ -94,7 +94,7 @@ class FakeReplica:
 
     def metrics(self) -> str:
         """As vLLM writes them: a series for each state that was, the newest with the highest time."""
-        labels = 'vllm:lora_requests_info{engine="0",max_lora="4",running_lora_adapters="%s",waiting_lora_adapters=""} %s'
+        labels = 'vllm:lora_requests_info{engine="0",running_lora_adapters="%s",waiting_lora_adapters=""} %s'
         return "\n".join([labels % ("long-gone", "1.7e+09"), labels % (",".join(sorted(self.busy)), "1.8e+09"), ""])
 
 

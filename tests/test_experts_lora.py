@@ -14,11 +14,15 @@ from collegium.experts import lora
 from collegium.experts.card import Card, parse_card
 from collegium.experts.lora import Adapters
 from collegium.experts.ray_serve import App
-from collegium.experts.reconcile import Actual, Loaded, plan
+from collegium.experts.reconcile import Actual, Forget, Loaded, Observe, plan
 from collegium.experts.records import ExpertRecord, State
 from collegium.experts.state import StateFolder, engine_key
 
 BASE_URL = "http://127.0.0.1:1/experts/base/v1"
+
+
+def record(card: Card, *, removed: bool = False, base_url: str | None = None) -> ExpertRecord:
+    return ExpertRecord(card, 1, removed, State.REGISTERED, "", base_url, 0.0)
 
 
 class World:
@@ -54,7 +58,7 @@ class World:
         return App("app", "base", self.engine.engine_fingerprint, "running", "", BASE_URL, urls)
 
     def records(self) -> list[ExpertRecord]:
-        return [ExpertRecord(card, 1, False, State.STARTING, "", None, 0.0) for card in (self.engine, *self.cards.values())]
+        return [record(card) for card in (self.engine, *self.cards.values())]
 
     def look(self) -> Mapping[tuple[str, str], Loaded]:
         return self.adapters.update(self.records(), {"app": self.app})
@@ -129,16 +133,14 @@ def test_a_removed_adapter_leaves_when_its_requests_are_done(world: World) -> No
         world.look()
         time.sleep(0.01)
     assert model in replica.loaded
-    record = ExpertRecord(card, 1, True, State.DRAINING, "", None, 0.0)
-    unused = frozenset({"math"})
-    engine = ExpertRecord(world.engine, 1, False, State.READY, "", BASE_URL, 0.0)
-    actual = Actual(apps={"app": world.app}, adapters=world.look(), unused=unused)
-    assert not [action for action in plan([engine, record], actual) if type(action).__name__ == "Forget"]
+    desired = [record(world.engine), record(card, removed=True)]
+    actual = Actual(apps={"app": world.app}, adapters=world.look(), unused=frozenset({"math"}))
+    assert Forget("math") not in plan(desired, actual)
     replica.busy.clear()
     world.until(lambda report: (BASE_URL, "math") not in report and model not in replica.loaded)
     assert set(replica.loaded) == {stays}
     actual = replace(actual, adapters=world.look())
-    assert [action for action in plan([engine, record], actual) if type(action).__name__ == "Forget"]
+    assert Forget("math") in plan(desired, actual)
 
 
 def test_a_new_version_answers_under_another_name_before_the_old_one_goes(world: World) -> None:
@@ -167,12 +169,13 @@ def test_a_bad_new_version_leaves_the_old_one_answering(world: World) -> None:
 def test_a_refusal_is_told_and_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora, "LONGEST_PAUSE", 0.2)
     world.add("math")
-    staged = world.until(lambda _: list((world.state.path / "adapters").glob("math-*")))
-    name = next((world.state.path / "adapters").glob("math-*")).name
+    staged = world.state.path / "adapters"
+    world.until(lambda _: list(staged.glob("math-*")))
+    name = next(staged.glob("math-*")).name
     world.replicas[0].loaded.pop(name, None)
     world.replicas[0].refuses[name] = "no more room"
     report = world.until(lambda report: report.get((BASE_URL, "math"), Loaded(None)).failed)
-    assert report[BASE_URL, "math"].reason == "the engine refuses the adapter: ValueError: no more room" and staged is not None
+    assert report[BASE_URL, "math"].reason == "the engine refuses the adapter: ValueError: no more room"
     world.replicas[0].refuses.clear()
     assert world.ready("math") == name
 
@@ -197,14 +200,13 @@ def test_the_plan_of_an_adapter() -> None:
     engine = parse_card({"name": "base", "backend": engine_backend})
     card = parse_card({"name": "math", "backend": {"kind": "adapter", "engine": "base", "adapter": "/a"}})
     app = App("app", "base", engine.engine_fingerprint, "running", "", BASE_URL)
-    records = [ExpertRecord(card, 1, False, State.REGISTERED, "", None, 0.0), ExpertRecord(engine, 1, False, State.READY, "", None, 0.0)]
 
     def told(apps: Mapping[str, App], loaded: Loaded | None, before: str | None = None) -> tuple[State, str | None]:
-        mine = [replace(records[0], base_url=before), records[1]]
+        mine = [record(card, base_url=before), record(engine)]
         adapters = {} if loaded is None else {(BASE_URL, "math"): loaded}
         actions = plan(mine, Actual(apps=apps, adapters=adapters))
-        (one,) = [action for action in actions if getattr(action, "expert", "") == "math"]
-        return getattr(one, "state"), getattr(one, "base_url")
+        (one,) = [action for action in actions if isinstance(action, Observe) and action.expert == "math"]
+        return one.state, one.base_url
 
     running = {"app": app}
     assert told({}, None) == (State.STARTING, None)
