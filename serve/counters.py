@@ -1,4 +1,4 @@
-"""What a key has used, shared by all edge processes of a machine: token buckets and running requests in one mapped file.
+"""What keys have used, shared by a machine's edge processes: token buckets and running requests in one mapped file.
 
 One fixed slot a key, so that a worker that dies leaves nothing to clean but its own column of running requests, which
 its successor clears. Times are of the monotonic clock, which all processes of a machine share.

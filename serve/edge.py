@@ -9,13 +9,11 @@ import os
 import signal
 import socket
 import sys
-from asyncio.events import TimerHandle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..experts.processes import die_with_parent
 from ..experts.registry import Registry, RegistryError
@@ -25,10 +23,13 @@ from ..router.artefact import STARTER, load_router
 from ..router.decision import Policy
 from .gate import Edge
 from .log import configure
+from .protocol import bounded_protocol
 from .settings import EdgeSettings
 from .snapshot import RoutingModel, Sources, Watcher
 
 logger = logging.getLogger("collegium.edge")
+
+COUNTERS = "limits"  # the file in the state folder with what keys use
 
 
 def create_app(
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_protocol(settings.header_time),
+                http=bounded_protocol(settings),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -93,37 +94,6 @@ class Server(uvicorn.Server):
         self._drain.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 
-def _protocol(header_time: float) -> type[HttpToolsProtocol]:
-    class BoundedHeaders(HttpToolsProtocol):
-        """Closes a connection whose request head does not arrive in time; uvicorn itself waits forever."""
-
-        _timer: TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._timer = self.loop.call_later(header_time, transport.close)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            if self._timer is None:
-                self._timer = self.loop.call_later(header_time, self.transport.close)
-
-        def on_headers_complete(self) -> None:
-            self._disarm()
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            super().connection_lost(exc)
-
-        def _disarm(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return BoundedHeaders
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
@@ -143,15 +113,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
     configure()
     try:
+        state = StateFolder(Path(options.state))
         settings = EdgeSettings(
             policy=Policy(options.cost_weight),
             first_byte=options.first_byte,
             between_events=options.between_events,
             total=options.total,
             classifier_budget=options.classifier_budget,
+            workers=options.workers,
+            worker=options.worker,
+            counters=state.path / COUNTERS,
             metrics_folder=os.environ.get("PROMETHEUS_MULTIPROC_DIR"),
         )
-        state = StateFolder(Path(options.state))
         registry = Registry(options.registry or state.registry_url)
         router, load = _router(registry, options.router)
         app = create_app(settings, registry, router, Sources(state.internal_key(), os.environ), load)
@@ -184,6 +157,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--fd", type=int, help="inherited listening socket, instead of host and port")
+    parser.add_argument("--workers", type=int, default=1, help="edge processes on this machine")
+    parser.add_argument("--worker", type=int, default=0, help="which of them this is, from 0")
     parser.add_argument("--router", help="router folder; default: the promoted one, else the starter")
     parser.add_argument("--cost-weight", type=float, default=0.0)
     parser.add_argument("--classifier-budget", type=float, default=standard.classifier_budget, help="seconds")

@@ -92,11 +92,14 @@ class _Supervisor:
         joined = ["--ray-address", settings.ray_address] if settings.ray_address else []
         self._reconciler = self._child("reconciler", "collegium.experts.reconciler", [*common, *joined])
         edge = [*common, "--fd", str(public.fileno()), "--cost-weight", str(settings.cost_weight)]
+        edge += ["--workers", str(settings.workers)]
         if settings.router:
             edge += ["--router", str(settings.router)]
         self._edges = [
-            self._child(f"edge-{number}", "collegium.serve.edge", edge, [public.fileno()])
-            for number in range(1, settings.workers + 1)
+            self._child(
+                f"edge-{number + 1}", "collegium.serve.edge", [*edge, "--worker", str(number)], [public.fileno()]
+            )
+            for number in range(settings.workers)
         ]
         self._told: dict[str, tuple[State, str]] = {}
 

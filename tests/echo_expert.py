@@ -283,9 +283,9 @@ def _quiet(app: ASGIApp) -> ASGIApp:
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[str]:
+def served(app: ASGIApp, http: type[asyncio.Protocol] | None = None) -> Iterator[str]:
     """The application's address while it runs."""
-    server = ThreadedServer(app)
+    server = ThreadedServer(app, http)
     server.start()
     try:
         yield server.url
