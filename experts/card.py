@@ -13,6 +13,7 @@ Capability = Literal["tools", "json_schema", "vision", "logprobs"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
 Domain = Annotated[str, Field(min_length=1, max_length=100)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 RESERVED_NAMES = frozenset({"auto"})
 
@@ -96,12 +97,17 @@ class EngineBackend(_Strict):
 
 
 class RemoteBackend(_Strict):
-    """Any OpenAI-compatible base URL. The key is named by its environment variable, never written down."""
+    """Any OpenAI-compatible base URL. The key is named by its environment variable, never written down.
+
+    `retry_safe` lets a request that the expert may have begun, and failed without an answer, be sent to it once more:
+    what it did is then paid twice.
+    """
 
     kind: Literal["remote"]
     url: str
     model: str = Field(min_length=1)
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    retry_safe: bool = False
 
     @field_validator("url")
     @classmethod
@@ -162,10 +168,19 @@ class Cost(_Strict):
 
 
 class Limits(_Strict):
-    """`context_window` in tokens, prompt and completion together."""
+    """`context_window` in tokens, prompt and completion together. `concurrency`: requests at a time.
+
+    The times, in seconds, are how long the edge waits for this expert where that is less than for others: for a
+    connection, for the first token and between tokens of a stream, and for a whole answer.
+    """
 
     context_window: int | None = Field(None, ge=16)
     max_output_tokens: int | None = Field(None, ge=1)
+    concurrency: int | None = Field(None, ge=1)
+    connect: Seconds | None = None
+    first_token: Seconds | None = None
+    between_tokens: Seconds | None = None
+    total: Seconds | None = None
 
 
 class Card(_Strict):

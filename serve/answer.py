@@ -99,6 +99,9 @@ class Answer:
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
         self.exchange.status = status
+        attempts = len(self.exchange.attempts)
+        if attempts > 1:
+            headers = [*headers, (b"x-collegium-attempts", str(attempts).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": [*self.headers, *headers]})
 
     async def _body(self, data: bytes, more: bool) -> None:

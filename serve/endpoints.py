@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
 from ..experts.registry import KeyRecord
+from .admission import Admission, Bounds
 from .answer import Answer
 from .auth import permitted
 from .classify import Classifier
 from .errors import ApiError
+from .failover import Dispatcher
+from .limits import Allowance
 from .metrics import CONTENT_TYPE, Metrics
-from .relay import Relay, UnreachableError
 from .requests import Api, Request, check, check_route, parse_object
-from .routing import AUTO, Route, choose, shown, stand_in
+from .routing import AUTO, Route, choose, shown
 from .settings import EdgeSettings
-from .snapshot import Snapshot
-
-_REASON = 300
+from .snapshot import Snapshot, Target
+from .told import route_json, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Call:
     body: bytes
     key: KeyRecord | None
     snapshot: Snapshot
-    name: str = ""
+    name: str
+    allowance: Allowance
 
     @property
     def permitted(self) -> frozenset[str] | None:
@@ -43,11 +47,14 @@ Handler = Callable[[Call], Awaitable[None]]
 class Endpoints:
     """The handlers; they raise ApiError and leave the answer's shape to the gate."""
 
-    def __init__(self, settings: EdgeSettings, relay: Relay, classifier: Classifier, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: EdgeSettings, dispatcher: Dispatcher, classifier: Classifier, metrics: Metrics
+    ) -> None:
         self._settings = settings
-        self._relay = relay
+        self._dispatcher = dispatcher
         self._classifier = classifier
         self._metrics = metrics
+        self._admission = Admission(Bounds(settings.queue, settings.queue_total, settings.queue_time))
 
     def inference(self, api: Api) -> Handler:
         """The handler of one of the four inference APIs."""
@@ -55,8 +62,10 @@ class Endpoints:
         async def handle(call: Call) -> None:
             call.answer.api = api
             request = check(api, parse_object(call.body))
+            self._spend(request, call)
             route = await self._choose(request, call)
-            await self._answer(request, route, call)
+            place = partial(self._place, request, call)
+            await self._dispatcher.answer(request, route, call.snapshot, call.answer, place)
 
         return handle
 
@@ -88,6 +97,16 @@ class Endpoints:
     async def metrics(self, call: Call) -> None:
         await call.answer.whole(200, self._metrics.render(), CONTENT_TYPE)
 
+    def _spend(self, request: Request, call: Call) -> None:
+        """Reserve the request's estimate of tokens from its key's."""
+        call.allowance.spend(request.cost)
+        call.answer.headers += call.allowance.headers()
+
+    def _place(self, request: Request, call: Call, target: Target) -> AbstractAsyncContextManager[None]:
+        """A place at the target's engine, waited for if need be."""
+        capacity = max(self._settings.concurrency // self._settings.workers, 1)
+        return self._admission.place(target.url, capacity, call.answer.exchange.key, request.cost)
+
     async def _choose(self, request: Request, call: Call) -> Route:
         before = call.answer.exchange.seconds
         route = await choose(request, call.permitted, call.snapshot, self._classifier, self._settings.policy)
@@ -95,73 +114,9 @@ class Endpoints:
             call.answer.exchange.classified = call.answer.exchange.seconds - before
         if route.fallback:
             self._metrics.fell_back(route.fallback)
-        _tell(call.answer, route)
+        tell(call.answer, route)
         return route
-
-    async def _answer(self, request: Request, route: Route, call: Call) -> None:
-        """Ask the chosen expert; one that cannot be connected to is tried twice, then the generalist takes over."""
-        snapshot = call.snapshot
-        chosen = route.decision.expert
-        for name in (chosen, chosen, stand_in(route, snapshot)):
-            if name is None or name not in snapshot.targets:
-                continue
-            if name != chosen:
-                self._metrics.fell_back("unreachable")
-                reason = f"upstream_connection_failed: {chosen} cannot be reached; {name} answers"
-                _tell(call.answer, replace(route, decision=replace(route.decision, expert=name, reason=reason)))
-            try:
-                return await self._relay.ask(request, snapshot.targets[name], call.answer)
-            except UnreachableError:
-                continue
-        raise ApiError("upstream_connection_failed", f"{chosen} cannot be reached.")
-
-
-def _tell(answer: Answer, route: Route) -> None:
-    """Put the decision into the answer's headers."""
-    decision = route.decision
-    told = {
-        b"x-collegium-expert": decision.expert,
-        b"x-collegium-domain": decision.domain,
-        b"x-collegium-confidence": f"{decision.confidence:.4f}",
-        b"x-collegium-router": route.router,
-        b"x-collegium-reason": decision.reason,
-    }
-    answer.exchange.expert = decision.expert
-    answer.headers = [header for header in answer.headers if header[0] not in told]
-    answer.headers += [(name, _header_value(value)) for name, value in told.items()]
-
-
-def _header_value(text: str) -> bytes:
-    """One bounded line of printable ASCII."""
-    line = "".join(character if " " <= character <= "~" else "?" for character in text)
-    return line[:_REASON].encode("ascii")
 
 
 def _model(name: str, snapshot: Snapshot) -> dict[str, object]:
     return {"id": name, "object": "model", "created": snapshot.updated.get(name, 0), "owned_by": "collegium"}
-
-
-def route_json(route: Route) -> dict[str, object]:
-    """A decision as /v1/route shows it."""
-    decision = route.decision
-    return {
-        "object": "route",
-        "expert": decision.expert,
-        "domain": decision.domain,
-        "confidence": decision.confidence,
-        "abstained": decision.abstained,
-        "reason": decision.reason,
-        "runner_up": decision.runner_up,
-        "router": route.router,
-        "posterior": route.posterior.as_dict() if route.posterior else None,
-        "experts": [
-            {
-                "expert": score.expert,
-                "quality": score.quality,
-                "cost": score.cost,
-                "utility": score.utility,
-                "excluded": score.excluded,
-            }
-            for score in decision.scores
-        ],
-    }

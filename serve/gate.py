@@ -14,15 +14,19 @@ from .answer import Answer, Exchange
 from .auth import authorise
 from .body import ClientGoneError, check_content, check_host, discard, read_body
 from .classify import Classifier
+from .counters import Counters
 from .endpoints import Call, Endpoints, Handler
 from .errors import ApiError
+from .failover import Dispatcher
 from .ledger import End, Ledger
+from .limits import KeyLimits
 from .log import log_exchange
 from .metrics import Metrics
 from .relay import Relay
 from .requests import Api
 from .settings import EdgeSettings
 from .snapshot import Watcher
+from .upstream import Upstream
 
 logger = logging.getLogger("collegium.edge")
 
@@ -43,15 +47,17 @@ class Edge:
     def __init__(self, settings: EdgeSettings, watcher: Watcher) -> None:
         self._settings = settings
         self._watcher = watcher
-        self._relay = Relay(settings)
+        self._upstream = Upstream(settings)
         self._classifier = Classifier(
             settings.classifier_threads, settings.classifier_queue, settings.classifier_budget
         )
         self._metrics = Metrics(settings.metrics_folder)
+        self._limits = KeyLimits(Counters(settings.counters, settings.worker))
         self._running: set[asyncio.Task[None]] = set()
         self._draining = False
         self._cut = False
-        endpoints = Endpoints(settings, self._relay, self._classifier, self._metrics)
+        dispatcher = Dispatcher(settings, Relay(settings, self._upstream), self._metrics)
+        endpoints = Endpoints(settings, dispatcher, self._classifier, self._metrics)
         self._model = _Way("models", "GET", endpoints.model)
         self._ways = {f"/v1/{api.value}": _Way(api.value, "POST", endpoints.inference(api)) for api in Api}
         self._ways |= {
@@ -73,13 +79,14 @@ class Edge:
         return self._metrics.ledger
 
     async def start(self) -> None:
-        await self._relay.start()
+        await self._upstream.start()
         self._watcher.start()
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._watcher.stop)
         self._classifier.close()
-        await self._relay.close()
+        await self._upstream.close()
+        self._limits.close()
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, let running ones finish for so long, then end them with an error the client can see."""
@@ -155,14 +162,24 @@ class Edge:
                 answer.exchange.key = key.name if key else ""
             if way.method == "POST":
                 check_content(headers)
+            allowance = self._limits.enter(key if way.method == "POST" else None)
         except ApiError:
             await discard(receive, headers)
             raise
-        body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
-        answer.exchange.bytes_in = len(body)
-        watch = asyncio.create_task(_cancel_when_gone(receive, asyncio.current_task(), answer))
         try:
-            await way.handler(Call(answer, body, key, snapshot, name))
+            body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
+            answer.exchange.bytes_in = len(body)
+            await self._handle(way, Call(answer, body, key, snapshot, name, allowance), receive)
+        finally:
+            if not answer.exchange.attempts:
+                allowance.settle(0)
+            allowance.leave()
+
+    @staticmethod
+    async def _handle(way: _Way, call: Call, receive: Receive) -> None:
+        watch = asyncio.create_task(_cancel_when_gone(receive, asyncio.current_task(), call.answer))
+        try:
+            await way.handler(call)
         finally:
             watch.cancel()
 
@@ -174,6 +191,8 @@ class Edge:
             allow = ((b"allow", way.method.encode()),)
             raise ApiError("method_not_allowed", f"This path takes {way.method}.", headers=allow)
         refused = self._draining and (not way.open or way.name == "readyz")
+        if len(self._running) > self._settings.max_requests and not way.open:
+            raise ApiError("server_is_overloaded", "Too many requests are being answered.")
         if refused or (way.name == "readyz" and not self._watcher.alive):
             raise ApiError("draining", "The server is ending.", headers=((b"connection", b"close"),))
         return way

@@ -30,7 +30,7 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self._requests = Counter(
-            "collegium_requests_total", "Requests that ended, by their end in the ledger.", ("route", "expert", "status", "end"),
+            "collegium_requests_total", "Requests that ended, by their end.", ("route", "expert", "status", "end"),
             registry=self._registry,
         )  # fmt: skip
         self._latency = Histogram(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import orjson
-
 from ..experts.card import Sampling
 from .requests import Api, Request
 from .snapshot import Target
@@ -22,8 +20,8 @@ _RENAMED: dict[Api, dict[str, str | None]] = {
 _SAME_LIMIT = ("max_tokens", "max_completion_tokens")
 
 
-def upstream_body(request: Request, target: Target) -> bytes:
-    """JSON for the expert. What the client set itself stands over the card's sampling."""
+def upstream_body(request: Request, target: Target) -> dict[str, object]:
+    """The body for the expert. What the client set itself stands over the card's sampling."""
     body = dict(request.body)
     body["model"] = target.model
     if target.system_prompt is not None:
@@ -32,7 +30,7 @@ def upstream_body(request: Request, target: Target) -> bytes:
         taken = _SAME_LIMIT if name == "max_tokens" else (name,)
         if all(body.get(key) is None for key in taken):
             body[name] = value
-    return orjson.dumps(body)
+    return body
 
 
 def _defaults(api: Api, sampling: Sampling) -> dict[str, object]:

@@ -1,224 +1,262 @@
-"""The way to an expert and back over HTTP: connect, send once, relay the answer, close at once when nobody listens."""
+"""An answer's way from the expert to the client: held until it is real, checked event by event, continued if cut."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
 import aiohttp
 
 from .answer import Answer
-from .errors import ApiError
+from .body import ClientGoneError
+from .deadlines import Clock, Deadlines
+from .failure import Fault, UpstreamError
+from .ledger import Attempt
 from .prepare import upstream_body
 from .requests import Api, Request
 from .settings import EdgeSettings
 from .snapshot import Target
 from .sse import Event, EventTooLongError, Parser
 from .streams import Stream, whole_answer
-from .upstream_errors import translated
+from .transcript import Transcript, continuable
+from .upstream import Upstream, read
 
-MAX_ERROR_BODY = 64 * 1024
-# Shorter than the 5 s after which uvicorn, under vLLM and others, closes an idle connection under our hands.
-IDLE = 3.0
+MAX_CONTINUATIONS = 3
+# An expert that has finished all choices but forgets the end mark is waited for so long: usage may still come.
+_AFTER_FINISH = 1.0
+_HEARTBEAT = b": keep-alive\n\n"
+_RESUME_PAUSE = (0.1, 2.0)
 
 
-class UnreachableError(Exception):
-    """No connection was made, so the expert has seen nothing of the request."""
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """One sending of a request, or of the rest of it, to one expert."""
 
-
-class _Clock:
-    """One timer for a whole exchange, moved forward as it gets on; it knows what the time ran out for."""
-
-    def __init__(self, timer: asyncio.Timeout, total: float) -> None:
-        self._timer = timer
-        self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + total
-        self.code = "total_timeout"
-
-    def allow(self, seconds: float, code: str) -> None:
-        limit = self._loop.time() + seconds
-        self.code = code if limit < self._end else "total_timeout"
-        self._timer.reschedule(min(limit, self._end))
+    target: Target
+    api: Api
+    body: Mapping[str, object]
+    stream: Stream
+    answer: Answer
+    attempt: Attempt
+    end: float
+    alive: Callable[[], None]
 
 
 class Relay:
-    """One client session for all experts. Open with `start()` in the loop that serves."""
+    """Sends a request to an expert once and relays its answer; what to do after a failure is the caller's business."""
 
-    def __init__(self, settings: EdgeSettings) -> None:
+    def __init__(self, settings: EdgeSettings, upstream: Upstream) -> None:
         self._settings = settings
-        self._session: aiohttp.ClientSession | None = None
+        self._upstream = upstream
+        self._chance = random.Random()  # noqa: S311 - spreads retries, no secret
 
-    async def start(self) -> None:
-        connector = aiohttp.TCPConnector(
-            limit=0, limit_per_host=self._settings.connections_per_expert, keepalive_timeout=IDLE
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect),
-            trust_env=False,
-            auto_decompress=False,
-        )
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def ask(self, request: Request, target: Target, answer: Answer) -> None:
+    async def ask(
+        self, request: Request, target: Target, answer: Answer, end: float, alive: Callable[[], None]
+    ) -> None:
         """Send the request and relay the whole answer.
 
+        `end` is the request's deadline in the loop's time; `alive` is called when the first of the answer comes.
+
         Raises:
-            UnreachableError: nothing was sent.
-            ApiError: the expert failed; `answer` says whether the client has had a part already.
+            UpstreamError: the expert failed; `answer` says whether the client has had a part already.
+            ClientGoneError: the client does not read.
         """
+        body = upstream_body(request, target)
+        transcript = None
+        if request.streams and continuable(request.api, body, target, request.needs.tokens):
+            transcript = Transcript(body)
+            body = {**body, "return_token_ids": True}
         choices = request.body.get("n")
-        stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1)
-        clock = None
+        stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript)
+        attempt = answer.exchange.attempt(target.expert)
+        leg = _Leg(target, request.api, body, stream, answer, attempt, end, alive)
         try:
-            async with asyncio.timeout(self._settings.total) as timer:
-                clock = _Clock(timer, self._settings.total)
-                async with self._open(request, target, answer.exchange.id, clock) as response:
-                    await self._relay(request, target, response, answer, stream, clock)
-        except TimeoutError as error:
-            if not stream.complete:
-                code = clock.code if clock else "total_timeout"
-                raise ApiError(code, f"{target.expert} did not answer in time.") from error
-        except aiohttp.ClientPayloadError as error:
-            if not stream.complete:
-                raise ApiError("upstream_stream_truncated", f"{target.expert} broke off its answer.") from error
-        except aiohttp.ClientError as error:
-            raise ApiError(
-                "upstream_invalid_response", f"{target.expert} closed the connection without a valid answer."
-            ) from error
+            await self._send(leg, request.streams)
+        except UpstreamError as failure:
+            if not answer.started or transcript is None or not transcript.usable or failure.fault is Fault.INVALID:
+                raise
+            await self._continue(leg, transcript, failure)
         if request.streams:
-            # Past its last choice an expert that hangs or breaks off has taken nothing from the answer.
             await answer.finish(stream.closing())
 
-    @asynccontextmanager
-    async def _open(
-        self, request: Request, target: Target, request_id: str, clock: _Clock
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        if self._session is None:
-            raise RuntimeError("the relay is not started")
-        if request.streams:
-            clock.allow(self._settings.first_byte, "ttft_timeout")
-        try:
-            response = await self._session.post(
-                f"{target.url}/{request.api.value}",
-                data=upstream_body(request, target),
-                headers=_headers(request.api, target, request_id),
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise UnreachableError from error
-        try:
-            yield response
-        finally:
-            # A connection whose answer was read to its end goes back to the pool; any other is closed, so that the
-            # expert stops working for nobody.
-            response.close()
+    async def _continue(self, first: _Leg, transcript: Transcript, failure: UpstreamError) -> None:
+        """Let another replica, or the restarted one, go on from the tokens that the client has."""
+        first.stream.continued()
+        window = None
+        if transcript.limit is None:
+            window = first.target.limits.context_window or await self._find_window(first)
+        for _ in range(MAX_CONTINUATIONS):
+            if await self._resumed(first, transcript, window, failure):
+                return
+        raise failure
 
-    async def _relay(
-        self,
-        request: Request,
-        target: Target,
-        response: aiohttp.ClientResponse,
-        answer: Answer,
-        stream: Stream,
-        clock: _Clock,
-    ) -> None:
-        if response.status != 200:
-            raw = await _read(response, MAX_ERROR_BODY)
-            raise translated(target, response.status, raw, response.headers.get("retry-after"))
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise ApiError("upstream_invalid_response", f"{target.expert} compressed its answer unasked.")
-        if not request.streams:
-            _expect(target, response, "application/json")
-            raw = await _read(response, self._settings.max_answer)
-            if len(raw) > self._settings.max_answer:
-                raise ApiError("upstream_invalid_response", f"{target.expert} answered too much.")
-            await answer.json(200, whole_answer(request.api, target.expert, raw))
-            return
-        _expect(target, response, "text/event-stream")
-        await self._forward(target, stream, response, answer, clock)
+    async def _resumed(self, first: _Leg, transcript: Transcript, window: int | None, failure: UpstreamError) -> bool:
+        """Whether the answer is complete now; False if it went on but broke off once more."""
+        async for until in self._tries(first):
+            transcript.rewind()
+            attempt = first.answer.exchange.attempt(first.target.expert, "continuation")
+            asked = transcript.request(first.target.model, window)
+            leg = replace(first, api=Api.COMPLETIONS, body=asked, attempt=attempt, end=until, alive=_nothing)
+            try:
+                await self._send(leg, streams=True)
+                return True
+            except UpstreamError as again:
+                if again.fault in (Fault.INVALID, Fault.REFUSED, Fault.MISCONFIGURED):
+                    raise failure from again
+                if attempt.first_byte is not None:
+                    return False
+        raise failure
+
+    async def _find_window(self, first: _Leg) -> int | None:
+        """The context window, from whichever replica answers first."""
+        async for _ in self._tries(first):
+            if window := await self._upstream.window(first.target):
+                return window
+        return None
+
+    async def _tries(self, leg: _Leg) -> AsyncIterator[float]:
+        """Times to try, with growing pauses, until the recovery time is over; the client gets a comment meanwhile."""
+        loop = asyncio.get_running_loop()
+        until = min(leg.end, loop.time() + self._settings.recovery)
+        wait, longest = _RESUME_PAUSE
+        beat = loop.time()
+        while loop.time() < until:
+            yield until
+            await asyncio.sleep(self._chance.uniform(wait / 2, wait))
+            wait = min(2 * wait, longest)
+            if loop.time() - beat > self._settings.heartbeat:
+                beat = loop.time()
+                await leg.answer.write(_HEARTBEAT)
+
+    async def _send(self, leg: _Leg, streams: bool) -> None:
+        deadlines = Deadlines.of(self._settings, leg.target.limits)
+        end = min(leg.end, asyncio.get_running_loop().time() + deadlines.total)
+        async with _bounded(leg, end) as clock:
+            if streams:
+                clock.allow(deadlines.first_token, "ttft_timeout")
+            async with self._upstream.post(
+                leg.target, leg.api, leg.body, leg.answer.exchange.id, leg.attempt, deadlines.connect
+            ) as response:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise _invalid(leg, "compressed its answer unasked")
+                await (self._stream(leg, response, clock, deadlines) if streams else self._whole(leg, response))
+        leg.attempt.close("ok")
+
+    async def _whole(self, leg: _Leg, response: aiohttp.ClientResponse) -> None:
+        _expect(leg, response, "application/json")
+        raw = await read(response, self._settings.max_answer)
+        leg.attempt.bytes_in = len(raw)
+        if len(raw) > self._settings.max_answer:
+            raise _invalid(leg, "answered too much")
+        await leg.answer.json(200, whole_answer(leg.api, leg.target.expert, raw))
+
+    async def _stream(self, leg: _Leg, response: aiohttp.ClientResponse, clock: Clock, deadlines: Deadlines) -> None:
+        _expect(leg, response, "text/event-stream")
+        parser, stream, answer = Parser(self._settings.max_event), leg.stream, leg.answer
+        held: list[bytes] = []
+        async for chunk in self._portions(response, answer):
+            failure = _take(self._events(leg, parser, chunk), stream, held)
+            answer.exchange.malformed = stream.malformed
+            if held and stream.real and (failure is None or answer.started):
+                if leg.attempt.first_byte is None:
+                    leg.attempt.first_byte = answer.exchange.seconds
+                    leg.alive()
+                clock.allow(self._settings.client_stall, "client_stalled")
+                await answer.open_stream()
+                await answer.write(b"".join(held))
+                held.clear()
+                clock.allow(_AFTER_FINISH if stream.complete else deadlines.between_tokens, "total_timeout")
+            if failure is not None:
+                raise failure
+            if stream.ended:
+                break
         if not stream.complete:
-            raise ApiError("upstream_stream_truncated", f"{target.expert} broke off its answer.")
+            raise _broken(leg)
         await answer.finish(stream.closing())
         await _read_to_end(response)
 
-    async def _forward(
-        self, target: Target, stream: Stream, response: aiohttp.ClientResponse, answer: Answer, clock: _Clock
-    ) -> None:
-        parser = Parser(self._settings.max_event)
-        received = 0
-        async for chunk in response.content.iter_any():
-            received += len(chunk)
-            if received > self._settings.max_answer:
-                raise ApiError("upstream_invalid_response", f"{target.expert} answered too much.")
+    def _events(self, leg: _Leg, parser: Parser, chunk: bytes) -> list[Event]:
+        leg.attempt.bytes_in += len(chunk)
+        if leg.attempt.bytes_in > self._settings.max_answer:
+            raise _invalid(leg, "answered too much")
+        try:
+            return parser.feed(chunk)
+        except EventTooLongError as error:
+            raise _invalid(leg, "sent too long an event") from error
+
+    async def _portions(self, response: aiohttp.ClientResponse, answer: Answer) -> AsyncIterator[bytes]:
+        """What arrives, as it arrives; a quiet stream that the client has begun to read gets a comment now and then."""
+        while True:
             try:
-                events = parser.feed(chunk)
-            except EventTooLongError as error:
-                raise ApiError("upstream_invalid_response", f"{target.expert} sent too long an event.") from error
-            if await _pass_on(events, stream, answer):
-                clock.allow(self._settings.between_events, "total_timeout")
-            if stream.ended:
+                async with asyncio.timeout(self._settings.heartbeat):
+                    chunk = await response.content.readany()
+            except TimeoutError:
+                if answer.started:
+                    await answer.write(_HEARTBEAT)
+                continue
+            if not chunk:
                 return
+            yield chunk
 
 
-async def _pass_on(events: list[Event], stream: Stream, answer: Answer) -> bool:
-    """Forward what came in one portion; whether there was anything.
+def _take(events: list[Event], stream: Stream, ready: list[bytes]) -> UpstreamError | None:
+    """Put what the events become at the end of `ready`; the failure that stopped it."""
+    for event in events:
+        try:
+            data = stream.take(event)
+        except UpstreamError as failure:
+            return failure
+        if data is not None:
+            ready.append(data)
+    return None
 
-    Before an error, what came with it is delivered if the stream has begun; else the error still gets its status.
+
+@asynccontextmanager
+async def _bounded(leg: _Leg, end: float) -> AsyncIterator[Clock]:
+    """The sending until `end`: what breaks inside is told as an UpstreamError, and noted with the attempt.
+
+    Past its last choice an expert that hangs or breaks off has taken nothing from the answer.
     """
-    ready: list[bytes] = []
-    failure = None
+    clock = None
     try:
-        ready.extend(data for event in events if (data := stream.take(event)) is not None)
-    except ApiError as error:
-        failure = error
-    answer.exchange.malformed = stream.malformed
-    if ready and (failure is None or answer.started):
-        await answer.open_stream()
-        await answer.write(b"".join(ready))
-    if failure is not None:
-        raise failure
-    return bool(ready)
+        async with asyncio.timeout_at(end) as timer:
+            clock = Clock(timer, end)
+            yield clock
+    except TimeoutError as error:
+        if clock is not None and clock.code == "client_stalled":
+            raise ClientGoneError from error
+        if not leg.stream.complete:
+            fault = Fault.BROKEN if leg.attempt.first_byte is not None else Fault.LATE
+            leg.attempt.close(fault)
+            code = clock.code if clock else "total_timeout"
+            raise UpstreamError(fault, code, f"{leg.target.expert} did not answer in time.") from error
+    except aiohttp.ClientError as error:
+        if not leg.stream.complete:
+            leg.attempt.close(Fault.BROKEN)
+            raise _broken(leg) from error
+    except UpstreamError as failure:
+        leg.attempt.close(failure.fault)
+        raise
 
 
-def _headers(api: Api, target: Target, request_id: str) -> dict[str, str]:
-    """Only ours: nothing of the client's headers goes on."""
-    headers = {
-        "content-type": "application/json",
-        "accept": "application/json, text/event-stream",
-        "accept-encoding": "identity",
-        "user-agent": "collegium",
-        "x-request-id": request_id,
-    }
-    if target.key:
-        headers["authorization"] = f"Bearer {target.key}"
-    if api is Api.MESSAGES:
-        headers["anthropic-version"] = "2023-06-01"
-        if target.key:
-            headers["x-api-key"] = target.key
-    return headers
+def _nothing() -> None:
+    """Nobody waits for a continuation's sign of life."""
 
 
-def _expect(target: Target, response: aiohttp.ClientResponse, kind: str) -> None:
+def _broken(leg: _Leg) -> UpstreamError:
+    return UpstreamError(Fault.BROKEN, "upstream_stream_truncated", f"{leg.target.expert} broke off its answer.")
+
+
+def _invalid(leg: _Leg, did: str) -> UpstreamError:
+    return UpstreamError(Fault.INVALID, "upstream_invalid_response", f"{leg.target.expert} {did}.")
+
+
+def _expect(leg: _Leg, response: aiohttp.ClientResponse, kind: str) -> None:
     if response.content_type != kind:
-        raise ApiError("upstream_invalid_response", f"{target.expert} did not answer with {kind}.")
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, or a little more than `limit` bytes of it."""
-    parts = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        parts.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            break
-    return b"".join(parts)
+        raise _invalid(leg, f"did not answer with {kind}")
 
 
 async def _read_to_end(response: aiohttp.ClientResponse) -> None:

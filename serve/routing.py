@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -102,13 +103,20 @@ def _first_field(request: Request) -> str | None:
     return next((fields[name] for name in sorted(request.needs.capabilities) if name in fields), None)
 
 
-def stand_in(route: Route, snapshot: Snapshot) -> str | None:
-    """The generalist that takes over from an expert that cannot be reached: the best allowed one, or None."""
+def stand_in(route: Route, snapshot: Snapshot, larger: bool = False) -> str | None:
+    """Who takes over from an expert that fails: the best allowed generalist, else the best allowed expert, or None.
+
+    `larger`: only one whose context window is known to be larger, or not limited by its card.
+    """
     if route.named:
         return None
-    generalists = {one.name for one in snapshot.candidates if one.generalist}
-    allowed = (score.expert for score in route.decision.scores if score.excluded is None)
-    return next((name for name in allowed if name in generalists and name != route.decision.expert), None)
+    chosen = route.decision.expert
+    allowed = [score.expert for score in route.decision.scores if score.excluded is None and score.expert != chosen]
+    known = {one.name: one for one in snapshot.candidates}
+    if larger:
+        window = known[chosen].context_window or math.inf
+        allowed = [name for name in allowed if (known[name].context_window or math.inf) > window]
+    return min(allowed, key=lambda name: not known[name].generalist, default=None)
 
 
 def shown(name: str) -> str:

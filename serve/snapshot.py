@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..experts.card import (
     AdapterBackend,
     Card,
     EngineBackend,
+    Limits,
     PromptedBackend,
     RemoteBackend,
     Sampling,
@@ -39,7 +40,11 @@ class RoutingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an expert's requests go. `vouched` means that we run the engine, so its words about a request may pass."""
+    """Where an expert's requests go. `vouched` means that we run the engine, so its words about a request may pass.
+
+    `retry_safe`: a request that it may have begun can be sent again. `continues`: the engine's plain completion of
+    prompt and answer so far is the rest of the answer.
+    """
 
     expert: str
     url: str
@@ -48,6 +53,9 @@ class Target:
     vouched: bool
     system_prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
+    retry_safe: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ def build(
     """A snapshot from what the registry holds."""
     present = {record.name: record for record in records if not record.removed}
     found = {name: sources.target(record, present) for name, record in present.items()}
-    targets = {name: target for name, target in found.items() if target is not None}
+    targets = {name: _bounded(target, present) for name, target in found.items() if target is not None}
     costs = relative_costs(record.card for record in present.values())
     return Snapshot(
         candidates=tuple(
@@ -124,6 +132,18 @@ def build(
         updated={name: int(record.updated) for name, record in present.items()},
         keys=Keyring(keys),
         router=router,
+    )
+
+
+def _bounded(target: Target, known: Mapping[str, ExpertRecord]) -> Target:
+    """With what the cards say of its times and of a second sending; an engine's work is ours to do twice."""
+    card = known[target.expert].card
+    engine = _borrowed(card, known).backend
+    return replace(
+        target,
+        limits=card.limits,
+        retry_safe=target.vouched or (isinstance(engine, RemoteBackend) and engine.retry_safe),
+        continues=isinstance(engine, EngineBackend) and "reasoning_parser" not in engine.options,
     )
 
 

@@ -108,7 +108,9 @@ def running(
             specialist("math", echo.url, "math"),
             specialist("coding", echo.url, "coding"),
         )
-        settings = settings or EdgeSettings(policy=Policy(), first_byte=5, between_events=5, total=20)
+        settings = settings or EdgeSettings(
+            policy=Policy(), first_byte=5, between_events=5, total=20, breaker_failures=1000
+        )
         sources = Sources("internal", environment or {})
         app = create_app(settings, registry, router or KeywordRouter(), sources)
         with served(app) as url, httpx2.Client(trust_env=False, timeout=20) as http:

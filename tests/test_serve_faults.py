@@ -15,7 +15,9 @@ from collegium.router.posterior import Posterior
 from collegium.serve.settings import EdgeSettings
 from serve_kit import Running, card, running, specialist
 
-QUICK = EdgeSettings(first_byte=0.5, between_events=0.5, total=3, classifier_budget=0.2, classifier_queue=1)
+QUICK = EdgeSettings(
+    first_byte=0.5, between_events=0.5, total=3, classifier_budget=0.2, classifier_queue=1, breaker_failures=1000
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""Deadlines of one exchange with an expert: what the edge allows, shortened by the expert's card."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ..experts.card import Limits
+from .settings import EdgeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: for a connection, a stream's first content, each later portion, and the whole answer."""
+
+    connect: float
+    first_token: float
+    between_tokens: float
+    total: float
+
+    @classmethod
+    def of(cls, settings: EdgeSettings, limits: Limits) -> Deadlines:
+        return cls(
+            connect=_shorter(settings.connect, limits.connect),
+            first_token=_shorter(settings.first_byte, limits.first_token),
+            between_tokens=_shorter(settings.between_events, limits.between_tokens),
+            total=_shorter(settings.total, limits.total),
+        )
+
+
+def _shorter(allowed: float, limit: float | None) -> float:
+    return allowed if limit is None else min(allowed, limit)
+
+
+class Clock:
+    """One timer for a whole exchange, moved forward as it gets on; it knows what the time ran out for."""
+
+    def __init__(self, timer: asyncio.Timeout, end: float) -> None:
+        """`end` is in the loop's time, and stands whatever is allowed later."""
+        self._timer = timer
+        self._loop = asyncio.get_running_loop()
+        self._end = end
+        self.code = "total_timeout"
+
+    def allow(self, seconds: float, code: str) -> None:
+        """From now on: so many seconds, and the code of the error when they have passed."""
+        limit = self._loop.time() + seconds
+        self.code = code if limit < self._end else "total_timeout"
+        self._timer.reschedule(min(limit, self._end))
