@@ -6,9 +6,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from ..router.calibration import Floats, Targets, brier, ece
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of `rows` with its 95 % interval (Wilson 1927); `value` is None where there are no rows."""
+
+    value: float | None
+    low: float
+    high: float
+    rows: int
+
+
+def share(held: NDArray[np.bool_]) -> Share:
+    """The share of rows for which something holds."""
+    rows = len(held)
+    if rows == 0:
+        return Share(None, 0.0, 1.0, 0)
+    value, z2 = float(np.mean(held)), 1.959964**2
+    centre = (value + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = float(np.sqrt(value * (1 - value) * z2 / rows + z2**2 / (4 * rows**2))) / (1 + z2 / rows)
+    return Share(value, min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)), rows)
 
 
 @dataclass(frozen=True, slots=True)
