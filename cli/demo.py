@@ -18,6 +18,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..experts.adapter import PACKAGE
+from ..experts.card import AdapterBackend
+from ..experts.pool import load_pool
 from ..experts.processes import die_with_parent
 from ..experts.ray_cluster import free_ports
 from ..experts.state import StateFolder
@@ -121,14 +124,25 @@ def _wait_ready(client: httpx2.Client, base: str) -> None:
 
 
 def _ask_all(console: Console, client: httpx2.Client, base: str, max_tokens: int) -> None:
-    table = Table("prompt", "domain", "conf.", "expert", "first words of the answer", "s")
+    adapters = _adapters()
+    table = Table("prompt", "domain", "conf.", "expert", "adapter", "first words of the answer", "s")
     with console.status("asking") as status:
         for prompt in PROMPTS:
             status.update(f"asking: {prompt}")
             answer = _ask(client, base, prompt, max_tokens)
             first = " ".join(answer.text.split())[:60]
-            table.add_row(prompt, answer.domain, answer.confidence, answer.expert, first, f"{answer.seconds:.1f}")
+            who = (answer.expert, adapters.get(answer.expert, "none"))
+            table.add_row(prompt, answer.domain, answer.confidence, *who, first, f"{answer.seconds:.1f}")
     console.print(table)
+
+
+def _adapters() -> dict[str, str]:
+    """The trained adapter behind each expert of the pool that has one."""
+    return {
+        card.name: card.backend.adapter.removeprefix(PACKAGE)
+        for card in load_pool("demo")
+        if isinstance(card.backend, AdapterBackend)
+    }
 
 
 def _add_live(console: Console, client: httpx2.Client, base: str, admin: str, admin_key: str, max_tokens: int) -> None:

@@ -31,12 +31,13 @@ def test_the_demo_pool_comes_up_and_answers_only_who_has_the_key(pool: Pool) -> 
     key = engine_key(pool.state.internal_key(), "general")
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     with pool.client(engine, key) as client:
-        assert client.models() == ["general"]
+        assert "general" in client.models()
         assert "Paris" in client.chat("general", asked, temperature=0, max_tokens=24)
         assert "Paris" in "".join(client.stream_chat("general", asked, temperature=0, max_tokens=24))
     with pool.client(engine, None) as stranger, pytest.raises(KeyRefusedError):
         stranger.chat("general", asked, max_tokens=1)
-    assert pool.wait("math", ready).base_url == engine.base_url
+    address = pool.wait("math", ready).base_url
+    assert address is not None and address.partition("#")[0] == engine.base_url
     assert key not in pool.log.read_text()
 
 
@@ -102,7 +103,7 @@ def test_sigterm_leaves_the_engines(pool: Pool) -> None:
 
 
 def test_removal_ends_the_engine_and_the_records(pool: Pool) -> None:
-    for name in ("terse", "math", "coding", "health", "broken"):
+    for name in ("terse", "math", "coding", "health", "science", "broken"):
         pool.registry.remove(name)
     pool.registry.remove("general")
     deadline = time.monotonic() + 300

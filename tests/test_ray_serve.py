@@ -36,7 +36,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     running.start()
     try:
         running.wait_ready(START)
-        until(lambda: {"general", "math", "coding", "health"} <= running.models(), 30)
+        until(lambda: {"general", "math", "coding", "health", "science"} <= running.models(), 30)
         yield running
     finally:
         running.stop(120)
@@ -66,14 +66,30 @@ def test_streamed_and_whole_are_the_same_answer(client: openai.OpenAI) -> None:
     assert {chunk.model for chunk in chunks} == {"general"}
 
 
-def test_a_system_prompt_makes_another_expert_of_the_same_engine(client: openai.OpenAI) -> None:
+def test_an_adapter_is_another_expert_of_the_same_engine(client: openai.OpenAI) -> None:
+    """The science specialist finds a right answer of its domain likelier than its base does."""
+    text = "Question: What do plants take from the air to make sugar?\nAnswer: carbon dioxide"
+
+    def likelihood(name: str) -> float:
+        answer = client.completions.create(model=name, prompt=text, echo=True, max_tokens=1, logprobs=1)
+        assert answer.model == name and answer.choices[0].logprobs
+        values = answer.choices[0].logprobs.token_logprobs or []
+        return sum(value for value in values[:-1] if value is not None)
+
+    assert likelihood("science") > likelihood("general") + 1.0
+
+
+def test_a_system_prompt_makes_another_expert_of_the_same_engine(client: openai.OpenAI, serving: Serving) -> None:
+    backend = {"kind": "prompted", "engine": "general", "system_prompt": "Answer like a lawyer."}
+    assert serving.register({"name": "lawyer", "backend": backend}).status_code == 201
+    until(lambda: "lawyer" in serving.models(), 30)
     create = client.chat.completions.create
-    general, mathematics = (
-        create(model=name, messages=QUESTION, max_tokens=24, temperature=0) for name in ("general", "math")
+    general, lawyer = (
+        create(model=name, messages=QUESTION, max_tokens=24, temperature=0) for name in ("general", "lawyer")
     )
-    assert mathematics.usage and general.usage
-    assert mathematics.usage.prompt_tokens > general.usage.prompt_tokens
-    assert (general.model, mathematics.model) == ("general", "math")
+    assert lawyer.usage and general.usage
+    assert lawyer.usage.prompt_tokens > general.usage.prompt_tokens
+    assert (general.model, lawyer.model) == ("general", "lawyer")
 
 
 def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:
