@@ -47,3 +47,8 @@ class Clock:
         limit = self._loop.time() + seconds
         self.code = code if limit < self._end else "total_timeout"
         self._timer.reschedule(min(limit, self._end))
+
+    def rest(self) -> None:
+        """Nothing is expected of the expert now, as while the client reads: only the end stands."""
+        self.code = "total_timeout"
+        self._timer.reschedule(self._end)

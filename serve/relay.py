@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import aiohttp
 
 from .answer import Answer
-from .body import ClientGoneError
 from .deadlines import Clock, Deadlines
 from .failure import Fault, UpstreamError
 from .ledger import Attempt
@@ -62,7 +61,6 @@ class Relay:
 
         Raises:
             UpstreamError: the expert failed; `answer` says whether the client has had a part already.
-            ClientGoneError: the client does not read.
         """
         body = upstream_body(request, target)
         transcript = None
@@ -164,7 +162,7 @@ class Relay:
                 if leg.attempt.first_byte is None:
                     leg.attempt.first_byte = answer.exchange.seconds
                     leg.alive()
-                clock.allow(self._settings.client_stall, "client_stalled")
+                clock.rest()
                 await answer.open_stream()
                 await answer.write(b"".join(held))
                 held.clear()
@@ -226,8 +224,6 @@ async def _bounded(leg: _Leg, end: float) -> AsyncIterator[Clock]:
             clock = Clock(timer, end)
             yield clock
     except TimeoutError as error:
-        if clock is not None and clock.code == "client_stalled":
-            raise ClientGoneError from error
         if not leg.stream.complete:
             fault = Fault.BROKEN if leg.attempt.first_byte is not None else Fault.LATE
             leg.attempt.close(fault)
