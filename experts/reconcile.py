@@ -206,7 +206,8 @@ def _adapter(record: ExpertRecord, backend: AdapterBackend, actual: Actual, seen
     url = seen[backend.engine].base_url
     loaded = actual.adapters.get((url or "", record.name))
     if loaded is None:
-        if record.base_url is not None and record.base_url.partition("#")[0] == url:
+        before, _, model = (record.base_url or "").partition("#")
+        if model and before == url:
             return Observe(record.name, record.state, record.reason, record.base_url)
         return Observe(record.name, State.STARTING, "the adapter is checked", None)
     address = f"{url}#{loaded.model}" if loaded.model else None

@@ -108,7 +108,7 @@ class Sources:
         if isinstance(card.backend, AdapterBackend):
             url, _, model = record.base_url.partition("#")
             key = engine_key(self._internal_key, card.backend.engine)
-            return Target(card.name, url, model, key, vouched=True)
+            return Target(card.name, url, model, key, vouched=True) if model else None
         return None
 
 
@@ -136,12 +136,16 @@ def build(
 
 
 def _bounded(target: Target, known: Mapping[str, ExpertRecord]) -> Target:
-    """With what the cards say of its times and of a second sending; an engine's work is ours to do twice."""
+    """With what the cards say of its limits and of a second sending; an engine's work is ours to do twice.
+
+    An engine has its places once, however many cards it answers for.
+    """
     card = known[target.expert].card
-    engine = _borrowed(card, known).backend
+    lender = _borrowed(card, known)
+    engine = lender.backend
     return replace(
         target,
-        limits=card.limits,
+        limits=card.limits.model_copy(update={"concurrency": lender.limits.concurrency}),
         retry_safe=target.vouched or (isinstance(engine, RemoteBackend) and engine.retry_safe),
         continues=isinstance(engine, EngineBackend) and "reasoning_parser" not in engine.options,
     )

@@ -213,6 +213,7 @@ def test_the_plan_of_an_adapter() -> None:
     assert told(running, None) == (State.STARTING, None)
     assert told(running, None, f"{BASE_URL}#math-1") == (State.REGISTERED, f"{BASE_URL}#math-1")
     assert told(running, None, "http://127.0.0.1:2/other/v1#math-1") == (State.STARTING, None)
+    assert told(running, None, BASE_URL) == (State.STARTING, None)  # as a prompted expert its card had no adapter
     assert told(running, Loaded("math-1")) == (State.READY, f"{BASE_URL}#math-1")
     assert told(running, Loaded("math-1", "the engine loads the adapter")) == (State.STARTING, f"{BASE_URL}#math-1")
     assert told(running, Loaded(None, "does not fit", failed=True)) == (State.FAILED, None)
