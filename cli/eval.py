@@ -9,13 +9,22 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
-from ..evals.crossval import PosteriorsOfFold, cross_validate, given_posteriors, trained_posteriors
+from ..evals.crossval import (
+    PosteriorsOfFold,
+    QualitiesOfFold,
+    cross_validate,
+    given_posteriors,
+    given_qualities,
+    trained_outcomes,
+    trained_posteriors,
+)
 from ..evals.endpoint import Endpoint
 from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
@@ -34,6 +43,7 @@ from ..router.artefact import load_router
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
 from ..router.manifest import ArtefactError
 from ..router.text import bounded
+from .ensemble import command as ensemble
 
 ENCODER_TOKENS = 256
 """MiniLM's own limit: a replay may read more of a long question than the edge has time for."""
@@ -42,6 +52,9 @@ ENCODER_TOKENS = 256
 @click.group()
 def command() -> None:
     """Measure a pool: replay recorded answers or run tasks against an endpoint."""
+
+
+command.add_command(ensemble, "ensemble")
 
 
 @command.command()
@@ -54,6 +67,13 @@ def command() -> None:
 @click.option("--experts", required=True, help="Comma-separated names; the pool.")
 @click.option(
     "--router", type=click.Path(path_type=Path), help="Router artefact.  [default: trained on the other folds]"
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["skills", "outcome"]),
+    default="skills",
+    show_default=True,
+    help="Without --router: posterior times skill, or an outcome model of the other folds.",
 )
 @click.option("--generalist", help="Its name.  [default: the best single expert of the other folds]")
 @click.option("--folds", default=5, show_default=True, help="Folds, grouped by question text.")
@@ -74,6 +94,7 @@ def replay(
     outcomes: Path,
     experts: str,
     router: Path | None,
+    policy: str,
     generalist: str | None,
     folds: int,
     cost_weight: float,
@@ -89,10 +110,11 @@ def replay(
     try:
         table = _table(outcomes, pool, parse_prices(prices))
         fold = fold_of(table.samples, folds, seed)
-        source, labels, name = _posteriors(table, router, cache or default_cache(), seed)
-        crossed = cross_validate(table, fold, labels, source)
-        policy = {"router": name, "folds": folds, "seed": seed, "cost_weight": cost_weight, "outcomes": outcomes.name}
-        judgement = judge(table, crossed, policy, generalist, cost_weight, examples=examples_shown)
+        learnt = _learnt(table, router, policy == "outcome", cache or default_cache(), seed)
+        crossed = cross_validate(table, fold, learnt.labels, learnt.posteriors, qualities=learnt.qualities)
+        told = {"router": learnt.name, "folds": folds, "seed": seed, "cost_weight": cost_weight}
+        told["outcomes"] = outcomes.name
+        judgement = judge(table, crossed, told, generalist, cost_weight, examples=examples_shown)
     except (OutcomesError, RecordError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _report(judgement, report)
@@ -211,20 +233,30 @@ def _table(outcomes: Path, pool: list[str], prices: dict[str, Price]) -> Table:
     return build_table(*read_outcomes(outcomes, pool), pool, prices)
 
 
-def _posteriors(
-    table: Table, router: Path | None, cache: Path, seed: int
-) -> tuple[PosteriorsOfFold, tuple[str, ...], str]:
-    """Where posteriors come from, their labels, and what the result calls it."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Learnt:
+    """Where posteriors come from, their labels, qualities that replace skills, and what the result calls it all."""
+
+    posteriors: PosteriorsOfFold
+    labels: tuple[str, ...]
+    qualities: QualitiesOfFold | None
+    name: str
+
+
+def _learnt(table: Table, router: Path | None, outcome: bool, cache: Path, seed: int) -> _Learnt:
     texts = [bounded(sample.prompt) for sample in table.samples]
     if router is not None:
         loaded = load_router(router, locate)
         with _progress("routing", len(texts)) as advance:
-            rows = route_cached(texts, loaded, cache, advance)
-        return given_posteriors(rows), loaded.labels, loaded.version
+            rows, quality = route_cached(texts, loaded, table.experts, cache, advance)
+        given = None if quality is None else given_qualities(quality)
+        return _Learnt(given_posteriors(rows), loaded.labels, given, loaded.version)
     encoder = load_encoder(EncoderId(DEFAULT_ENCODER), ENCODER_TOKENS, locate)
     with _progress("encoding", len(texts)) as advance:
         vectors = encode_cached(texts, encoder, cache, advance)
-    return trained_posteriors(table, vectors, seed), table.domains, "trained on the other folds"
+    trained = trained_outcomes(table, vectors, encoder, seed) if outcome else None
+    name = "outcome model of the other folds" if outcome else "trained on the other folds"
+    return _Learnt(trained_posteriors(table, vectors, seed), table.domains, trained, name)
 
 
 @contextmanager

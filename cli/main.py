@@ -19,6 +19,7 @@ COMMANDS = {
     "specialize": "Train a domain expert: a LoRA adapter of a seed model from instructions.",
     "stop": "Stop what serves from a state folder, engines included.",
     "train": "Train a router from labelled prompts.",
+    "train-outcome": "Train a router from records of which expert answered right.",
 }
 
 
@@ -31,7 +32,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"collegium.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"collegium.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

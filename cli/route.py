@@ -111,6 +111,8 @@ def _record(posterior: Posterior, decision: Decision | None) -> dict[str, object
         "abstained": posterior.abstained,
         "posterior": posterior.as_dict(),
     }
+    if posterior.qualities:
+        record["qualities"] = dict(posterior.qualities)
     if decision:
         record |= {"expert": decision.expert, "runner_up": decision.runner_up, "reason": decision.reason}
         record["scores"] = [_score_record(score) for score in decision.scores]
@@ -135,6 +137,7 @@ def _explain(router: Router, posterior: Posterior, decision: Decision | None) ->
         table.add_row(domain, f"{probability:.3f}")
     console.print(table)
     if decision is None:
+        _explain_qualities(console, posterior)
         return
     scores = Table("expert", "quality", "cost", "utility", "not allowed")
     for score in decision.scores:
@@ -142,6 +145,14 @@ def _explain(router: Router, posterior: Posterior, decision: Decision | None) ->
         scores.add_row(score.expert, *numbers, score.excluded or "")
     console.print(scores)
     console.print(f"{decision.expert} answers: {decision.reason}")
+
+
+def _explain_qualities(console: Console, posterior: Posterior) -> None:
+    if posterior.qualities:
+        table = Table("expert", "quality")
+        for expert, quality in sorted(posterior.qualities.items(), key=lambda item: -item[1]):
+            table.add_row(expert, f"{quality:.3f}")
+        console.print(table)
 
 
 def _domain(posterior: Posterior) -> str:

@@ -8,20 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..router.skills import PSEUDO_COUNT
-from .table import Floats, Ints, Table
+from ..router.encoder import Encoder
+from ..router.outcome import OutcomeClassifier
+from ..router.skills import PSEUDO_COUNT, soft_skills
+from .table import Floats, Ints, Table, fold_of
 
 PosteriorsOfFold = Callable[[Ints, Ints], tuple[Floats, Floats]]
 """(training rows, test rows) -> p(label | question) of both, (rows, labels) each."""
+
+QualitiesOfFold = Callable[[Ints, Ints], Floats]
+"""(training rows, test rows) -> q(expert | question) of the test rows, (rows, experts)."""
+
+INNER_FOLDS = 3
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CrossValidated:
     """What the folds predict for n questions and m experts, each question by the folds it is not in.
 
-    `quality` is posterior times skill, `by_domain` and `by_subject` are the skill in the question's true domain and
-    subject (perfect routing), `overall` is the accuracy on the training folds, `relative_cost` the mean cost there with
-    the best single expert's as 1; (n, m) each. `posterior` is (n, labels), its columns named by `labels`.
+    `quality` is posterior times skill, or what an outcome model says; `by_domain` and `by_subject` are the skill in the
+    question's true domain and subject (perfect routing), `overall` is the accuracy on the training folds,
+    `relative_cost` the mean cost there with the best single expert's as 1; (n, m) each. `posterior` is (n, labels), its
+    columns named by `labels`.
     """
 
     fold: Ints
@@ -35,12 +43,18 @@ class CrossValidated:
 
 
 def cross_validate(
-    table: Table, fold: Ints, labels: tuple[str, ...], posteriors: PosteriorsOfFold, pseudo_count: float = PSEUDO_COUNT
+    table: Table,
+    fold: Ints,
+    labels: tuple[str, ...],
+    posteriors: PosteriorsOfFold,
+    pseudo_count: float = PSEUDO_COUNT,
+    qualities: QualitiesOfFold | None = None,
 ) -> CrossValidated:
     """Measure skills on all folds but one, predict that one; `fold` is (n,).
 
     Skills are counted softly: a training question counts for each label as much as its posterior says, so that a router
-    with labels of its own is judged as it is. They are shrunk towards the expert's own accuracy.
+    with labels of its own is judged as it is. They are shrunk towards the expert's own accuracy. `qualities` replace
+    posterior times skill.
     """
     correct = table.correct.astype(np.float64)
     shape = correct.shape
@@ -52,7 +66,10 @@ def cross_validate(
         of_train, of_test = posteriors(train, test)
         prior = correct[train].mean(axis=0)
         posterior[test] = of_test
-        quality[test] = of_test @ soft_skills(of_train, correct[train], prior, pseudo_count).T
+        if qualities is None:
+            quality[test] = of_test @ soft_skills(of_train, correct[train], prior, pseudo_count).T
+        else:
+            quality[test] = qualities(train, test)
         for target, index in ((by_domain, table.domain_index), (by_subject, subject)):
             classes = np.eye(index.max() + 1)[index]
             target[test] = classes[test] @ soft_skills(classes[train], correct[train], prior, pseudo_count).T
@@ -62,13 +79,6 @@ def cross_validate(
     return CrossValidated(fold, labels, posterior, quality, by_domain, by_subject, overall, cost)
 
 
-def soft_skills(posterior: Floats, correct: Floats, prior: Floats, pseudo_count: float = PSEUDO_COUNT) -> Floats:
-    """S (experts, labels) from posteriors (n, labels) and right/wrong (n, experts); `prior` is (experts,)."""
-    total = posterior.sum(axis=0)
-    skills: Floats = (correct.T @ posterior + pseudo_count * prior[:, None]) / (total + pseudo_count)
-    return skills
-
-
 def trained_posteriors(table: Table, vectors: Floats, seed: int = 0) -> PosteriorsOfFold:
     """Frozen encoder + multinomial logistic regression on the true domains of the training folds.
 
@@ -76,6 +86,7 @@ def trained_posteriors(table: Table, vectors: Floats, seed: int = 0) -> Posterio
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     index, count = table.domain_index, len(table.domains)
 
@@ -85,7 +96,7 @@ def trained_posteriors(table: Table, vectors: Floats, seed: int = 0) -> Posterio
         if len(present) == 1:
             of_test[:, present[0]] = 1.0
             return of_train, of_test
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):  # on a busy box more threads only wait for each other
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits do not move a route
             head = LogisticRegression(C=10.0, max_iter=100, tol=1e-3, random_state=seed)
             head.fit(vectors[train].astype(np.float32), index[train])
@@ -93,6 +104,29 @@ def trained_posteriors(table: Table, vectors: Floats, seed: int = 0) -> Posterio
         return of_train, of_test
 
     return posteriors
+
+
+def trained_outcomes(table: Table, vectors: Floats, encoder: Encoder, seed: int = 0) -> QualitiesOfFold:
+    """An outcome router learnt from the answers to the training folds."""
+
+    def qualities(train: Ints, test: Ints) -> Floats:
+        samples = [table.samples[row] for row in train]
+        classifier = OutcomeClassifier(encoder, seed=seed)
+        classifier.fit_outcomes(
+            vectors[train].astype(np.float32),
+            [sample.domain for sample in samples],
+            table.experts,
+            table.correct[train],
+            fold_of(samples, INNER_FOLDS, seed),
+        )
+        return classifier.qualities_of_vectors(vectors[test].astype(np.float32))
+
+    return qualities
+
+
+def given_qualities(quality: Floats) -> QualitiesOfFold:
+    """Those of a finished outcome router, (n, experts)."""
+    return lambda train, test: quality[test]
 
 
 def given_posteriors(posterior: Floats) -> PosteriorsOfFold:

@@ -37,17 +37,27 @@ def encode_cached(texts: Sequence[str], encoder: Encoder, cache: Path, advance: 
     return _cached(encoder.identity.checksum, texts, cache, encode)
 
 
-def route_cached(texts: Sequence[str], router: Router, cache: Path, advance: Advance) -> Floats:
-    """(n, labels) posteriors of `texts`, each prompt on its own, as serving computes them."""
+def route_cached(
+    texts: Sequence[str], router: Router, experts: Sequence[str], cache: Path, advance: Advance
+) -> tuple[Floats, Floats | None]:
+    """(n, labels) posteriors of `texts`, each prompt on its own, as serving computes them.
+
+    Also the (n, experts) qualities that the router itself gives; None where it does not know all of `experts`.
+    """
+    width = len(router.labels)
 
     def route() -> Floats:
-        rows = np.zeros((len(texts), len(router.labels)))
+        rows = np.full((len(texts), width + len(experts)), np.nan)
         for position, text in enumerate(texts):
-            rows[position] = router.posterior(text).probabilities
+            posterior = router.posterior(text)
+            rows[position, :width] = posterior.probabilities
+            rows[position, width:] = [posterior.qualities.get(expert, np.nan) for expert in experts]
             advance(1)
         return rows
 
-    return _cached(router.version, texts, cache, route)
+    rows = _cached("/".join((router.version, *experts)), texts, cache, route)
+    quality = rows[:, width:]
+    return rows[:, :width], None if np.isnan(quality).any() else quality
 
 
 def _cached(identity: str, texts: Sequence[str], cache: Path, compute: Callable[[], Floats]) -> Floats:

@@ -131,14 +131,18 @@ def quality(expert: Candidate, posterior: Posterior, generalists: Sequence[Candi
     """Expected probability of a right answer, in [0, 1].
 
     Where the expert is not admitted its skill counts at most as much as the best generalist's: declared but unproved
-    skill never beats a measured generalist.
+    skill never beats a measured generalist. What the posterior knows of the expert stands for its skill in every domain.
     """
+
+    def skill(one: Candidate, domain: str) -> float:
+        return posterior.qualities.get(one.name, one.skill(domain))
+
     total = 0.0
     for domain, probability in zip(posterior.labels, posterior.probabilities, strict=True):
-        skill = expert.skill(domain)
+        counted = skill(expert, domain)
         if generalists and not expert.is_admitted(domain):
-            skill = min(skill, max(generalist.skill(domain) for generalist in generalists))
-        total += probability * skill
+            counted = min(counted, max(skill(generalist, domain) for generalist in generalists))
+        total += probability * counted
     return total
 
 
@@ -176,6 +180,8 @@ def _reason(posterior: Posterior, best: Candidate, second: Candidate | None, sco
         role = (
             "the generalist answers" if best.generalist else f"no generalist is allowed, {best.name} is the best left"
         )
+        if posterior.novel:
+            return f"novel: less like the training prompts than {posterior.novelty:.1%} of prompts, {read_as}; {role}"
         return f"unsure: {read_as}, under the threshold {posterior.threshold:.2f}; {role}"
     if second is None:
         return f"{read_as}; {best.name} is the only expert allowed"

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .decision import Candidate
+
+Floats = NDArray[np.float64]
 
 PSEUDO_COUNT = 20.0
 """A declared skill weighs as much as so many measured prompts: after 20 of them both count alike."""
@@ -70,3 +75,13 @@ def candidate(
         context_window=context_window,
         capabilities=frozenset(capabilities),
     )
+
+
+def soft_skills(posterior: Floats, correct: Floats, prior: Floats, pseudo_count: float = PSEUDO_COUNT) -> Floats:
+    """S (experts, labels) from posteriors (n, labels) and right/wrong (n, experts), shrunk towards `prior` (experts,).
+
+    A prompt counts for each label as much as its posterior says.
+    """
+    total = posterior.sum(axis=0)
+    skills: Floats = (correct.T @ posterior + pseudo_count * prior[:, None]) / (total + pseudo_count)
+    return skills

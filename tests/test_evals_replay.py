@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from collegium.cli.eval import command
 from collegium.evals.calls import equal_vote, has_answers, walk
-from collegium.evals.crossval import choose, cross_validate, given_posteriors, soft_skills
+from collegium.evals.crossval import choose, cross_validate, given_posteriors
 from collegium.evals.curve import aiq, apgr, pareto_hull
 from collegium.evals.outcomes import OutcomesError, read_outcomes
 from collegium.evals.records import Record, Sample
@@ -22,6 +22,7 @@ from collegium.evals.table import Price, Table, build_table, fold_of, parse_pric
 from collegium.router.consensus import CallPolicy, Vote, consensus, next_call
 from collegium.router.decision import Candidate, Policy, decide
 from collegium.router.posterior import Posterior
+from collegium.router.skills import soft_skills
 from hypothesis import given
 from hypothesis import strategies as st
 
