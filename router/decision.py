@@ -131,7 +131,7 @@ def quality(expert: Candidate, posterior: Posterior, generalists: Sequence[Candi
     """Expected probability of a right answer, in [0, 1].
 
     Where the expert is not admitted its skill counts at most as much as the best generalist's: declared but unproved
-    skill never beats a measured generalist. What the posterior knows of the expert stands for its skill in every domain.
+    skill never beats a measured generalist. What the posterior knows of the expert stands for its skills.
     """
 
     def skill(one: Candidate, domain: str) -> float:
