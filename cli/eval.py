@@ -123,7 +123,7 @@ def replay(
 
 @command.command()
 @click.option(
-    "--task", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="JSONL, CSV, Parquet."
+    "--task", required=True, help="JSONL, CSV or Parquet file, hf:owner/name[/configuration][:split], or a known name."
 )
 @click.option("--kind", type=click.Choice(KINDS), default="choice", show_default=True)
 @click.option("--endpoint", required=True, help="OpenAI-compatible base URL, ending in /v1.")
@@ -151,7 +151,7 @@ def replay(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print totals and judgement as JSON.")
 def run(
-    task: Path,
+    task: str,
     kind: str,
     endpoint: str,
     targets: str,

@@ -6,13 +6,16 @@ import csv
 import gzip
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..experts.datasets import DatasetError
+from .hub import known_tasks, task_files
 from .records import Sample
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Row = Mapping[str, object]
 KINDS = ("choice", "math", "code", "perplexity")
 
 
@@ -28,29 +31,32 @@ class Style:
     reasoning: bool = False
 
 
-def load_samples(file: Path, kind: str, limit: int | None = None, seed: int = 0) -> list[Sample]:
+def load_samples(task: Path | str, kind: str, limit: int | None = None, seed: int = 0) -> list[Sample]:
     """Read a task's rows; `limit` draws that many at random, by `seed`.
 
-    Keys: `question` (also `prompt`, `text`), `domain` (also `category`, `subject`), `id` optional. A choice row has
-    `choices` (also `options`) and `answer_index` or `answer` (a letter); a maths row `answer`; a code row `tests`,
-    Python that raises where the answer is wrong; a perplexity row only its text.
+    `task` is a file, a short name of hub.known_tasks, or hf:owner/name[/configuration][:split]. Keys: `question` (also
+    `prompt`, `text`), `domain` (also `category`, `subject`), `id` optional. A choice row has `choices` (also `options`)
+    and `answer_index` or `answer` (a letter); a maths row `answer`; a code row `tests`, Python that raises where the
+    answer is wrong; a perplexity row only its text.
 
     Raises:
         TaskError: unreadable, an unknown kind, a missing key, an answer outside the choices, or an id twice.
     """
     if kind not in KINDS:
         raise TaskError(f"task kind {kind!r} is unknown; accepted: {', '.join(KINDS)}")
-    samples = []
+    files, mapped = _source(str(task))
+    samples: list[Sample] = []
     seen: set[str] = set()
-    for number, row in enumerate(_rows(file), start=1):
-        where = f"{file}, row {number}"
-        sample = _sample(row, kind, f"{file.name.partition('.')[0]}-{number}", where)
-        if sample.id in seen:
-            raise TaskError(f"{where}: id {sample.id!r} appears twice")
-        seen.add(sample.id)
-        samples.append(sample)
+    for file in files:
+        for number, row in enumerate(_rows(file), start=1):
+            where = f"{file}, row {number}"
+            sample = _sample(_read(row, mapped, where), kind, f"{file.name.partition('.')[0]}-{number}", where)
+            if sample.id in seen:
+                raise TaskError(f"{where}: id {sample.id!r} appears twice")
+            seen.add(sample.id)
+            samples.append(sample)
     if not samples:
-        raise TaskError(f"{file} has no rows")
+        raise TaskError(f"{task} has no rows")
     if limit is not None and limit < len(samples):
         samples = random.Random(seed).sample(samples, limit)  # noqa: S311 - a draw that can be repeated, no secret
     return samples
@@ -75,7 +81,31 @@ def _stem(sample: Sample) -> str:
     return "\n".join([sample.prompt, *lines])
 
 
-def _sample(row: Mapping[str, object], kind: str, fallback: str, where: str) -> Sample:
+def _source(task: str) -> tuple[list[Path], Callable[[Row], Row] | None]:
+    """Files of a task and what turns their rows into ours, None where they are ours already."""
+    if Path(task).is_file():
+        return [Path(task)], None
+    try:
+        found = task_files(task)
+    except DatasetError as error:
+        raise TaskError(str(error)) from error
+    if found is None:
+        raise TaskError(
+            f"{task} is no file; give one, hf:owner/name[/configuration][:split], or {', '.join(known_tasks())}"
+        )
+    return found
+
+
+def _read(row: Row, mapped: Callable[[Row], Row] | None, where: str) -> Row:
+    if mapped is None:
+        return row
+    try:
+        return mapped(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TaskError(f"{where}: not as this data set's rows are ({type(error).__name__}: {error})") from error
+
+
+def _sample(row: Row, kind: str, fallback: str, where: str) -> Sample:
     prompt = str(_first(row, ("question", "prompt", "text"), where))
     if not prompt.strip():
         raise TaskError(f"{where}: the question is empty")
@@ -91,7 +121,7 @@ def _sample(row: Mapping[str, object], kind: str, fallback: str, where: str) -> 
     return Sample(str(row.get("id") or fallback), prompt, domain, target, choices, str(row.get("subject") or ""))
 
 
-def _first(row: Mapping[str, object], keys: Sequence[str], where: str) -> object:
+def _first(row: Row, keys: Sequence[str], where: str) -> object:
     for key in keys:
         if row.get(key) not in (None, ""):
             return row[key]
@@ -111,7 +141,7 @@ def _choices(value: object, where: str) -> tuple[str, ...]:
     return tuple(map(str, value))
 
 
-def _letter(row: Mapping[str, object], count: int, where: str) -> str:
+def _letter(row: Row, count: int, where: str) -> str:
     index, answer = row.get("answer_index"), row.get("answer")
     if index not in (None, ""):
         position = int(str(index)) if str(index).lstrip("-").isdigit() else -1
@@ -122,7 +152,7 @@ def _letter(row: Mapping[str, object], count: int, where: str) -> str:
     return LETTERS[position]
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, object]]:
+def _rows(file: Path) -> Iterator[Row]:
     name = file.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):

@@ -131,5 +131,5 @@ def test_unknown_kinds_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{nope\n")
     with pytest.raises(TaskError, match="cannot be read"):
         load_samples(tmp_path / "bad.jsonl", "choice")
-    with pytest.raises(TaskError, match="cannot be read"):
+    with pytest.raises(TaskError, match="is no file"):
         load_samples(tmp_path / "missing.jsonl", "choice")
