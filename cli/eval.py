@@ -29,12 +29,12 @@ from ..evals.endpoint import Endpoint
 from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
 from ..evals.records import Record, RecordError, RunFolder, Sample
-from ..evals.replay import EXAMPLES, ROUTED, Judgement, judge, judge_run
+from ..evals.replay import EXAMPLES, ROUTED, Judgement, Known, judge, judge_run
 from ..evals.runner import Method, Plan, PriceOf, RunStoppedError, card_prices, totals
 from ..evals.runner import run as run_plan
 from ..evals.sandbox import SandboxError
 from ..evals.table import Price, Table, build_table, fold_of, parse_prices
-from ..evals.tasks import KINDS, Style, TaskError, load_samples
+from ..evals.tasks import KINDS, Style, TaskError, choice_prompt, load_samples
 from ..evals.text import markdown, run_markdown
 from ..experts.card import CardError
 from ..experts.pool import load_pool
@@ -143,6 +143,11 @@ def replay(
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--pool", help="Pool with the cards' prices.")
+@click.option(
+    "--router",
+    type=click.Path(path_type=Path),
+    help="The artefact that the endpoint routes with: draws the curves and the calibration too.",
+)
 @click.option("--api-key-env", help="Environment variable that holds the endpoint's key.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.html and figures.")
@@ -166,6 +171,7 @@ def run(
     max_tokens: int,
     concurrency: int,
     pool: str | None,
+    router: Path | None,
     api_key_env: str | None,
     seed: int,
     report: Path | None,
@@ -182,8 +188,9 @@ def run(
         key = os.environ.get(api_key_env) if api_key_env else None
         records = asyncio.run(_ask(RunFolder(out), endpoint, key, plan, samples, worked, price, concurrency))
         judged = kind != "perplexity" and ROUTED in asked and len(asked) > 1
-        judgement = judge_run(samples, records, generalist, examples_shown) if judged else None
-    except (TaskError, RecordError, RunStoppedError, SandboxError, CardError, ValueError) as error:
+        known = _known(samples, worked, plan.style, router) if judged and router else None
+        judgement = judge_run(samples, records, generalist, examples_shown, known) if judged else None
+    except (TaskError, RecordError, RunStoppedError, SandboxError, CardError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if judgement:
         _report(judgement, report)
@@ -192,6 +199,15 @@ def run(
         click.echo(json.dumps(shown, indent=2, allow_nan=False))
     else:
         click.echo(run_markdown(records, judgement), nl=False)
+
+
+def _known(samples: list[Sample], worked: list[Sample], style: Style, folder: Path) -> Known:
+    """Posteriors of the questions as they were put, by the endpoint's own router."""
+    router = load_router(folder, locate)
+    with _progress("routing", len(samples)) as advance:
+        texts = [choice_prompt(sample, worked, style) if sample.choices else sample.prompt for sample in samples]
+        rows, _ = route_cached(texts, router, (), default_cache(), advance)
+    return Known(router.labels, {sample.id: row.tolist() for sample, row in zip(samples, rows, strict=True)})
 
 
 async def _ask(

@@ -14,6 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 LONGEST_WAIT = 30.0
+MOST_LOGPROBS = 20
+"""vLLM's own limit."""
 
 
 class EndpointError(RuntimeError):
@@ -36,6 +38,7 @@ class _Message(BaseModel):
 class _Logprobs(BaseModel):
     token_logprobs: list[float | None]
     text_offset: list[int]
+    top_logprobs: list[dict[str, float] | None] | None = None
 
 
 class _Choice(BaseModel):
@@ -129,6 +132,17 @@ class Endpoint:
             math.fsum(values),
             len(values),
         )
+
+    async def next_tokens(self, model: str, context: str) -> tuple[Reply, Mapping[str, float]]:
+        """Log-probabilities of the most probable next tokens after `context`, by their text: one reading of it.
+
+        Empty where the endpoint gives none.
+        """
+        body = {"model": model, "prompt": context, "max_tokens": 1, "temperature": 0, "logprobs": MOST_LOGPROBS}
+        completion, reply = await self._ask("/completions", body)
+        found = completion.choices[0].logprobs
+        first = found.top_logprobs[0] if found and found.top_logprobs else None
+        return reply, first or {}
 
     async def _ask(self, path: str, body: Mapping[str, object]) -> tuple[_Completion, Reply]:
         begun = time.monotonic()

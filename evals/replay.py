@@ -91,18 +91,20 @@ def judge(
     cost_weight: float = 0.0,
     routed: Routed | None = None,
     examples: int = EXAMPLES,
+    curves: bool = True,
 ) -> Judgement:
     """Route every question by the folds it is not in, and compare; `policy` is told in the result as it is.
 
     `examples` of won questions are shown, and as many of lost ones. Where the endpoint itself `routed`, its answers are
-    judged; what needs posteriors, the curves and the calibration, is then left out.
+    judged. `curves` False leaves out what needs the router's posteriors: cost, calls and calibration.
     """
     columns = choose(crossed.quality, crossed.relative_cost, cost_weight)
-    live = routed is not None
+    if routed is not None:
+        columns = np.array([table.column(expert) for expert in routed.experts], dtype=np.int64) if curves else columns
     routed = routed or Routed(picked(table, columns), [table.experts[column] for column in columns])
     base = baselines(table, routed.right, crossed, generalist)
-    polled = not live and has_answers(table) and len(table.experts) > 1
-    priced = not live and bool(table.cost.any())
+    polled = curves and has_answers(table) and len(table.experts) > 1
+    priced = curves and bool(table.cost.any())
     return Judgement(
         policy=policy,
         experts=dict(zip(table.experts, map(float, table.correct.mean(axis=0)), strict=True)),
@@ -119,21 +121,35 @@ def judge(
         curve=cost_curve(table, crossed, base.best_single) if priced else None,
         calls=calls_curve(table, crossed.quality, crossed.relative_cost, base.best_single) if polled else [],
         equal_vote=compare(equal_vote(table), base.best_single).gain if polled else None,
-        calibration=[] if live else _calibration(crossed.quality[np.arange(len(columns)), columns], base.routed),
+        calibration=_calibration(crossed.quality[np.arange(len(columns)), columns], base.routed) if curves else [],
         examples=_examples(table, base, routed, examples),
         base=base,
     )
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Known:
+    """What the endpoint's router says of each question of a run, by its id: p(label | question)."""
+
+    labels: tuple[str, ...]
+    posterior: Mapping[str, Sequence[float]]
+
+
 def judge_run(
-    samples: Sequence[Sample], records: Sequence[Record], generalist: str | None = None, examples: int = EXAMPLES
+    samples: Sequence[Sample],
+    records: Sequence[Record],
+    generalist: str | None = None,
+    examples: int = EXAMPLES,
+    known: Known | None = None,
 ) -> Judgement:
     """Judge a live run: `auto` against the experts that were asked by name.
 
-    The best single expert and the skills of perfect domains are chosen on one half of the questions for the other.
+    The best single expert and the skills are counted on one half of the questions for the other. With the posteriors
+    `known`, the curves and the calibration are drawn too, from the run's own answers.
 
     Raises:
-        ValueError: `auto` or every expert is missing, or too few questions were answered by all.
+        ValueError: `auto` or every expert is missing, one that answered was not asked by name, or too few questions
+            were answered by all.
     """
     targets = list(dict.fromkeys(record.target for record in records))
     experts = [target for target in targets if target != ROUTED]
@@ -150,10 +166,12 @@ def judge_run(
     )
     answered_by = {record.sample: record.expert for record in records if record.target == ROUTED}
     routed = Routed(whole.correct[:, -1], [answered_by[sample.id] for sample in table.samples])
-    known = given_posteriors(np.eye(len(table.domains))[table.domain_index])
-    crossed = cross_validate(table, fold_of(table.samples, 2), table.domains, known)
+    labels, posterior = table.domains, np.eye(len(table.domains))[table.domain_index]
+    if known is not None:
+        labels, posterior = known.labels, np.array([known.posterior[sample.id] for sample in table.samples])
+    crossed = cross_validate(table, fold_of(table.samples, 2), labels, given_posteriors(posterior))
     policy = {"router": ", ".join(sorted({record.router for record in records if record.router})), "live": True}
-    return judge(table, crossed, policy, generalist, routed=routed, examples=examples)
+    return judge(table, crossed, policy, generalist, routed=routed, examples=examples, curves=known is not None)
 
 
 def _calibration(predicted: Floats, right: Bools) -> list[CalibrationBin]:

@@ -53,6 +53,7 @@ class _Run:
     price: PriceOf
     models: dict[str, str] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)
+    echo_only: set[str] = field(default_factory=set)
 
 
 async def run(
@@ -156,12 +157,20 @@ async def _judged(state: _Run, sample: Sample, target: str) -> Record:
 
 
 async def _scored(state: _Run, sample: Sample, target: str) -> Record:
-    """By the log-probabilities of the letters; the expert that scored the first scores the others."""
+    """By the log-probabilities of the letters; the expert that scored the first scores the others.
+
+    Letters among the most probable next tokens are read from one call; what is not there is scored by echo, which gives
+    the same numbers at a call each.
+    """
     context = choice_prompt(sample, state.examples, state.plan.style)
-    replies = [await state.endpoint.score(target, context, f" {LETTERS[0]}")]
-    same = replies[0].expert if target == "auto" else target
-    replies += [await state.endpoint.score(same, context, f" {letter}") for letter in LETTERS[1 : len(sample.choices)]]
-    logprobs = tuple(reply.logprob for reply in replies)
+    letters = [f" {letter}" for letter in LETTERS[: len(sample.choices)]]
+    replies, known = await _next_letters(state, target, context)
+    for letter in letters:
+        if letter not in known:
+            same = replies[0].expert if target == "auto" and replies else target
+            replies.append(await state.endpoint.score(same, context, letter))
+            known[letter] = replies[-1].logprob
+    logprobs = tuple(known[letter] for letter in letters)
     answer = LETTERS[best_choice(logprobs)]
     return replace(
         _base(sample, target, replies[0]),
@@ -169,8 +178,26 @@ async def _scored(state: _Run, sample: Sample, target: str) -> Record:
         answer=answer,
         correct=answer == sample.target,
         prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        completion_tokens=0,
         seconds=sum(reply.seconds for reply in replies),
     )
+
+
+async def _next_letters(state: _Run, target: str, context: str) -> tuple[list[Reply], dict[str, float]]:
+    """One call's answer; a target that refuses it, or names no letter, is not asked this way again."""
+    if target in state.echo_only:
+        return [], {}
+    try:
+        reply, known = await state.endpoint.next_tokens(target, context)
+    except EndpointError as error:
+        if error.gone:
+            raise
+        known = {}
+        reply = None
+    if reply is None or not known:
+        state.echo_only.add(target)
+        return [], {}
+    return [reply], dict(known)
 
 
 async def _generated(state: _Run, sample: Sample, target: str) -> Reply:

@@ -32,6 +32,7 @@ class Exam:
         self.asked: list[tuple[str, str]] = []
         self.dead: set[str] = set()
         self.busy = 0
+        self.names_letters = False
         self.renamed: dict[str, str] = {}
         routes = [Route(f"/v1/{path}", self._answer, methods=["POST"]) for path in ("completions", "chat/completions")]
         self.server = ThreadedServer(Starlette(routes=routes))
@@ -54,6 +55,12 @@ class Exam:
         right = KNOWS.get(expert, "") in prompt
         if body.get("echo"):
             choice = {"text": prompt, "logprobs": _logprobs(prompt, key if right else "A")}
+            return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
+        if "logprobs" in body and self.names_letters:
+            tops = {" B": -9.0, **{f" {letter}": -0.25 if right and letter == key else -4.0 for letter in "AC"}}
+            tops |= {" B": -0.25} if right and key == "B" else {}
+            found = {"token_logprobs": [-0.25], "text_offset": [len(prompt)], "top_logprobs": [tops]}
+            choice = {"text": " A", "logprobs": found}
             return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
         said = f"Well.\nAnswer: {key}" if right else "I would rather not say."
         choice = {"message": {"content": said}} if "messages" in body else {"text": said}
@@ -119,7 +126,17 @@ def test_choices_are_scored_by_log_probability(exam: Exam, tmp_path: Path) -> No
 
 def test_the_expert_that_scores_the_first_choice_scores_them_all(exam: Exam, tmp_path: Path) -> None:
     ask(exam, tmp_path, Plan("choice", ("auto",)), questions(2))
-    assert sorted(model for model, _ in exam.asked) == ["auto", "auto", *["health-expert"] * 2, *["math-expert"] * 2]
+    scored = sorted(model for model, prompt in exam.asked if prompt[-1] in "ABC")
+    assert scored == ["auto", "auto", *["health-expert"] * 2, *["math-expert"] * 2]
+
+
+def test_letters_among_the_next_tokens_cost_one_call(exam: Exam, tmp_path: Path) -> None:
+    exam.names_letters = True
+    records = ask(exam, tmp_path)
+    assert len(exam.asked) == len(records)
+    one = next(r for r in records if (r.sample, r.target) == ("q2", "health-expert"))
+    assert (one.logprobs, one.answer, one.correct) == ((-4.0, -9.0, -0.25), "C", True)
+    assert accuracy(records, "auto") == 1.0
 
 
 def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam, tmp_path: Path) -> None:
