@@ -49,10 +49,10 @@ class Adapter:
     pairs: Mapping[str, tuple[Shape, Shape]]
     sha256: str
 
-    @property
-    def digest(self) -> str:
-        """Changes with any change of what an engine would load."""
-        return hashlib.sha256((self.sha256 + json.dumps(self.config, sort_keys=True)).encode()).hexdigest()[:10]
+    def digest(self, base: str) -> str:
+        """Changes with any change of what an engine of the model `base` would load."""
+        told = json.dumps([self.sha256, dict(self.config), base], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:10]
 
 
 def shipped_adapters() -> list[str]:

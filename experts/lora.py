@@ -56,7 +56,7 @@ class Adapters:
         """`local` says that engines run on this machine and can read the state folder."""
         self._home = staging_folder(state) if local else None
         self._internal_key = state.internal_key()
-        self._wanted: dict[tuple[str, str], _Wanted] = {}
+        self._wanted: dict[tuple[str, str, str], _Wanted] = {}
         self._held: dict[str, _Held] = {}
         self._answering: dict[tuple[str, str], str] = {}
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="adapters")
@@ -85,11 +85,13 @@ class Adapters:
         return report
 
     def _want(self, cards: Mapping[str, Card]) -> None:
-        self._wanted = {
-            key: self._wanted.get(key) or _Wanted(card, card.backend.engine)
-            for card in cards.values()
-            if isinstance(card.backend, AdapterBackend) and (key := (card.name, card.engine_fingerprint))
-        }
+        """An adapter is checked again when its card changed, or its engine's."""
+        before, self._wanted = self._wanted, {}
+        for card in cards.values():
+            if isinstance(card.backend, AdapterBackend):
+                engine = cards.get(card.backend.engine)
+                key = (card.name, card.engine_fingerprint, engine.engine_fingerprint if engine else "")
+                self._wanted[key] = before.get(key) or _Wanted(card, card.backend.engine)
 
     def _hold(self, cards: Mapping[str, Card], apps: Mapping[str, App]) -> None:
         """Only applications of the engine's card as it is now: one from before may have no room for adapters."""

@@ -217,6 +217,8 @@ def test_staged_whole_named_by_contents_and_swept(tmp_path: Path) -> None:
     config = json.loads((Path(first.folder) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base") and config["lora_alpha"] == 4
     assert stage(adapter_card("math", source), base, home) == first
+    elsewhere = engine_card(base_folder(tmp_path / "other-base"))
+    assert stage(adapter_card("math", source), elsewhere, home).model != first.model
 
     def doubled(made: Tensors) -> None:
         for tensor in made.values():
