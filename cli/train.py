@@ -12,14 +12,18 @@ from rich.table import Table
 
 from ..experts.weights import locate
 from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_encoder
-from ..router.kinds import KINDS
 from ..router.manifest import ArtefactError, Manifest, check_target
+from ..router.risk import RiskControl
 from ..training.data import Columns, DataError, Prompt, load_prompts
 from ..training.data_card import data_card
+from ..training.guarantee import train_with_guarantee
+from ..training.recipes import COMMITTEE, TEACHERS, TRAINED
 from ..training.split import Positions, near_duplicate_groups
 from ..training.train import Options, Report, Trained, train
+from ..training.tuning import Tuning
 from ..training.versions import following, version_before
 from .data_card import print_card
+from .risk import print_risk
 
 CACHE = Path("~/.cache/collegium/features")
 
@@ -33,13 +37,31 @@ CACHE = Path("~/.cache/collegium/features")
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--source-column", default="source", show_default=True, help="Where a row came from, if the rows say so.")
 @click.option("--labels", help="All labels that there should be, comma-separated.  [default: those in DATA]")
-@click.option("--kind", type=click.Choice(KINDS), default="frozen", show_default=True, help="See docs/routers.md.")
+@click.option("--kind", type=click.Choice(TRAINED), default="static", show_default=True, help="See docs/routers.md.")
+@click.option(
+    "--members",
+    default=",".join(COMMITTEE),
+    show_default=True,
+    help="Kinds that a committee joins, or a cascade asks one after the other.",
+)
+@click.option(
+    "--tune-prompts",
+    type=click.IntRange(min=1),
+    default=Tuning().prompts,
+    show_default=True,
+    help="Prompts that fine-tuning draws in all, of few rows each about four times.",
+)
+@click.option("--teacher", type=click.Choice(TEACHERS), help="Kind whose probabilities a static router learns too.")
 @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Hub id, folder, or wheel:NAME.")
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--name", help="Name of the router.  [default: the folder's]")
 @click.option(
     "--precision", default=0.9, show_default=True, help="Abstain so that this share of routed prompts is right."
 )
+@click.option(
+    "--alpha", type=float, help="Promise that at most this share of routed prompts goes wrong, instead of --precision."
+)
+@click.option("--confidence", type=float, default=0.9, show_default=True, help="Of the promise that --alpha asks for.")
 @click.option(
     "--hold-out-sources", is_flag=True, help="Hold out whole sources (column `source`) to calibrate and score."
 )
@@ -66,10 +88,15 @@ def command(
     source_column: str,
     labels: str | None,
     kind: str,
+    members: str,
+    tune_prompts: int,
+    teacher: str | None,
     encoder: str,
     revision: str | None,
     name: str | None,
     precision: float,
+    alpha: float | None,
+    confidence: float,
     hold_out_sources: bool,
     parent: Path | None,
     seed: int,
@@ -82,7 +109,13 @@ def command(
     """
     try:
         options = Options(
-            name=name or out.absolute().name, seed=seed, precision=precision, hold_out_sources=hold_out_sources
+            name=name or out.absolute().name,
+            seed=seed,
+            precision=precision,
+            hold_out_sources=hold_out_sources,
+            members=tuple(member.strip() for member in members.split(",")),
+            teacher=teacher,
+            tuning=Tuning(prompts=tune_prompts),
         )
         check_target(out)
         before = version_before(out, parent)
@@ -92,7 +125,8 @@ def command(
         card = data_card(prompts, groups)
         if not as_json:
             print_card(card, Console(stderr=True))
-        trained = _train(prompts, kind, EncoderId(encoder, revision), options, cache.expanduser(), groups)
+        promise = None if alpha is None else (alpha, confidence)
+        trained = _train(prompts, kind, EncoderId(encoder, revision), options, promise, cache.expanduser(), groups)
         manifest = following(trained, before).save(out)
     except (DataError, ArtefactError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -100,14 +134,21 @@ def command(
         raise click.ClickException(f"{error.filename or cache}: {error.strerror}") from error
     if as_json:
         report = trained.report.as_dict()
+        promised = {"risk": trained.risk.as_dict()} if trained.risk else {}
         version = {"version": manifest.version, "parent": manifest.parent, "path": str(out)}
-        click.echo(json.dumps({**version, "data": card.as_dict(), **report}))
+        click.echo(json.dumps({**version, "data": card.as_dict(), **report, **promised}))
     else:
-        _print(trained.report, manifest, out)
+        _print(trained.report, trained.risk, manifest, out)
 
 
 def _train(
-    prompts: list[Prompt], kind: str, encoder: EncoderId, options: Options, cache: Path, groups: Positions
+    prompts: list[Prompt],
+    kind: str,
+    encoder: EncoderId,
+    options: Options,
+    promise: tuple[float, float] | None,
+    cache: Path,
+    groups: Positions,
 ) -> Trained:
     with Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task(f"reading {len(prompts)} prompts", total=len(prompts))
@@ -116,22 +157,29 @@ def _train(
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
+        if promise:
+            return train_with_guarantee(prompts, kind, options, *promise, loaded, cache, advance, groups)
         return train(prompts, kind, loaded, options, cache, advance, groups)
 
 
-def _print(report: Report, manifest: Manifest, out: Path) -> None:
+def _print(report: Report, risk: RiskControl | None, manifest: Manifest, out: Path) -> None:
     console, held = Console(), report.held_out
     table = Table("domain", "rows", "precision", "recall", "F1", title="held-out prompts")
     for domain in held.domains:
         precision = "-" if domain.precision is None else f"{domain.precision:.3f}"
         table.add_row(domain.domain, str(domain.rows), precision, f"{domain.recall:.3f}", f"{domain.f1:.3f}")
     console.print(table)
+    scaled = " and vector scaling" if report.calibration.vector_scaling else ""
+    how = f"temperature {report.temperature:.2f}{scaled}"
     console.print(
         f"accuracy {held.accuracy:.3f}, macro-F1 {held.macro_f1:.3f}, ECE {held.ece:.3f} "
-        f"({report.ece_before:.3f} before temperature {report.temperature:.2f}), Brier {held.brier:.3f}"
+        f"({report.ece_before:.3f} before {how}), Brier {held.brier:.3f}"
     )
-    right = "none of them" if held.precision is None else f"{held.precision:.1%} of them"
-    console.print(f"threshold {held.threshold:.3f}: {held.coverage:.1%} of prompts are routed, {right} right")
+    if risk:
+        print_risk(risk)
+    else:
+        right = "none of them" if held.precision is None else f"{held.precision:.1%} of them"
+        console.print(f"threshold {held.threshold:.3f}: {held.coverage:.1%} of prompts are routed, {right} right")
     if report.duplicates:
         console.print(f"{report.duplicates} near-duplicates were kept on one side of every split")
     console.print(f"wrote {manifest.version} to {out}", soft_wrap=True)

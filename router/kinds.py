@@ -8,12 +8,18 @@ from .classifier import Classifier
 from .manifest import ArtefactError
 
 _CLASSES = {
+    "cascade": ("cascade", "CascadeClassifier"),
     "committee": ("committee", "CommitteeClassifier"),
     "finetuned": ("finetuned", "FinetunedClassifier"),
     "frozen": ("frozen", "FrozenClassifier"),
+    "static": ("static", "StaticClassifier"),
     "tfidf": ("ngrams", "NgramClassifier"),
 }
 KINDS = tuple(sorted(_CLASSES))
+"""Kinds that learn from labelled prompts."""
+
+_FROM_RECORDS = {"outcome": ("outcome", "OutcomeClassifier")}
+_FROM_ROUTERS = {"extended": ("extension", "ExtendedClassifier")}
 
 
 def class_of(kind: str) -> type[Classifier]:
@@ -22,8 +28,9 @@ def class_of(kind: str) -> type[Classifier]:
     Raises:
         ArtefactError: there is no such kind.
     """
-    if kind not in _CLASSES:
-        raise ArtefactError(f"kind {kind!r} is not known; known: {', '.join(KINDS)}")
-    module, name = _CLASSES[kind]
+    known = {**_CLASSES, **_FROM_RECORDS, **_FROM_ROUTERS}
+    if kind not in known:
+        raise ArtefactError(f"kind {kind!r} is not known; known: {', '.join(sorted(known))}")
+    module, name = known[kind]
     found: type[Classifier] = getattr(importlib.import_module(f".{module}", __package__), name)
     return found

@@ -13,6 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from ..router.encoder import Encoder
+from ..router.manifest import Tensors
 
 SHARD = 2_048
 
@@ -41,7 +42,7 @@ def vectors_of(
                 done += len(positions)
                 progress(start + done, len(texts))
             if file:
-                _write(file, found)
+                write_tensors(file, {"vectors": found})
         vectors[start : start + len(part)] = found
         progress(start + len(part), len(texts))
     return vectors
@@ -55,19 +56,25 @@ def _key(texts: Sequence[str], encoder: Encoder) -> str:
 
 
 def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    vectors = (read_tensors(file) or {}).get("vectors")
+    return vectors.astype(np.float32) if vectors is not None and vectors.shape == shape else None
+
+
+def read_tensors(file: Path) -> Tensors | None:
     """What the cache holds; None where there is nothing, or nothing whole."""
     try:
-        vectors = safetensors.numpy.load(file.read_bytes())["vectors"]
-    except (OSError, KeyError, safetensors.SafetensorError):
+        tensors: Tensors = safetensors.numpy.load(file.read_bytes())
+    except (OSError, safetensors.SafetensorError):
         return None
-    return vectors if vectors.shape == shape and np.isfinite(vectors).all() else None
+    return tensors if all(np.isfinite(values).all() for values in tensors.values()) else None
 
 
-def _write(file: Path, vectors: NDArray[np.float32]) -> None:
+def write_tensors(file: Path, tensors: Tensors) -> None:
+    """Keep tensors in the cache, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        partial.write_bytes(safetensors.numpy.save({"vectors": vectors}))
+        partial.write_bytes(safetensors.numpy.save(tensors))
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from ..router.finetuned import FinetunedClassifier
 from .augment import augmented, mixed
 from .data import DataError
 from .features import Progress, quiet
+from .sampling import draw
 from .tuning import Tuning
 
 if TYPE_CHECKING:
@@ -183,21 +183,9 @@ def finetune(
 
 
 def draw_order(texts: Sequence[str], targets: Floats, sources: Sequence[str], tuning: Tuning) -> NDArray[np.intp]:
-    """Rows in the order of training: drawn without favour to large labels and sources, batches alike in length.
-
-    A row's chance is 1 / sqrt(rows of its source and label) within its label, and labels count alike; none is drawn a
-    fourth time before all are drawn once.
-    """
+    """Rows in the order of training, batches alike in length."""
     rng = np.random.default_rng(tuning.seed)
-    labels = targets.argmax(axis=1)
-    sizes = Counter(zip(sources, labels.tolist(), strict=True))
-    weights = np.array([sizes[key] ** -0.5 for key in zip(sources, labels.tolist(), strict=True)])
-    for label in np.unique(labels):
-        weights[labels == label] /= weights[labels == label].sum()
-    count = tuning.prompts or round(1.25 * len(texts))
-    expected = np.minimum(weights / weights.sum() * count, 3.0)
-    times = np.floor(expected + rng.random(len(texts))).astype(np.intp)
-    drawn = rng.permutation(np.repeat(np.arange(len(texts)), times))
+    drawn = draw(targets, sources, min(tuning.prompts, round(tuning.repeats * len(texts))), rng)
     return _by_length(drawn, np.array([len(text) for text in texts]), tuning.batch, rng)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..router.calibration import Floats
+from ..router.cascade import CascadeClassifier, Settings, mean_of, settle
 from ..router.classifier import Classifier
 from ..router.committee import CommitteeClassifier, side_by_side
-from ..router.finetuned import FinetunedClassifier
+from ..router.finetuned import PREFIX, FinetunedClassifier
 from ..router.frozen import FrozenClassifier
 from ..router.ngrams import NgramClassifier
-from .features import Progress, vectors_of
+from .features import Progress, read_tensors, vectors_of, write_tensors
 from .split import Positions
 from .tuning import Tuning, work_folder
 
@@ -40,6 +41,9 @@ class Learner(ABC):
     @abstractmethod
     def fit(self, rows: Positions) -> None:
         """Fit the classifier on these rows."""
+
+    def settle(self, rows: Positions) -> None:  # noqa: B027 - most kinds have nothing to settle
+        """Choose, after a fit, what only these held-out rows can tell."""
 
     @abstractmethod
     def logits(self, rows: Positions) -> Floats:
@@ -70,6 +74,8 @@ class FrozenLearner(Learner):
 class FinetunedLearner(Learner):
     """The first fit tunes the encoder, held out being all rows but those given; later fits keep what is tuned.
 
+    What was tuned is kept in the cache: a committee or cascade on the same rows does not tune again.
+
     `vectors` are those of the encoder as published: the head begins with them.
     """
 
@@ -96,14 +102,32 @@ class FinetunedLearner(Learner):
     def fit(self, rows: Positions) -> None:
         if self._tuned:
             return
+        self.classifier.fit_vectors(self._first[rows], self._labels[rows].tolist())
+        key = self._key(rows)
+        file = self._cache / f"finetuned-{key}.safetensors" if self._cache else None
+        if file is None or not self._taken_from(file):
+            self._tune(rows, key)
+            if file:
+                write_tensors(file, self.classifier.state()[1])
+        self._tuned = True
+
+    def _tune(self, rows: Positions, key: str) -> None:
         from .finetune import finetune
 
-        self.classifier.fit_vectors(self._first[rows], self._labels[rows].tolist())
         targets = (self._labels[:, np.newaxis] == self.classifier.classes_).astype(np.float64)
         held = np.setdiff1d(np.arange(len(self._labels)), rows)
-        with work_folder(self._cache, self._key()) as work:
+        with work_folder(self._cache, key) as work:
             finetune(self.classifier, self._texts, targets, self._sources, held, self._tuning, work, self._progress)
-        self._tuned = True
+
+    def _taken_from(self, file: Path) -> bool:
+        """Take what an earlier run tuned on the same rows with the same settings, if there is such."""
+        tensors = read_tensors(file)
+        if tensors is None:
+            return False
+        weight, bias = tensors.pop("weight"), tensors.pop("bias")
+        changed = {name.removeprefix(PREFIX): values for name, values in tensors.items()}
+        self.classifier.tuned(changed, weight.astype(np.float64), bias.astype(np.float64))
+        return True
 
     def logits(self, rows: Positions) -> Floats:
         return self.classifier.logits_of_vectors(self._vectors(rows))
@@ -115,9 +139,9 @@ class FinetunedLearner(Learner):
         texts = [self._texts[row] for row in rows]
         return vectors_of(texts, self.classifier.encoder, self._cache, self._progress)
 
-    def _key(self) -> str:
+    def _key(self, rows: Positions) -> str:
         settings = f"{self.classifier.base.identity.checksum}{self._tuning}{self.classifier.text}"
-        digest = hashlib.sha256(settings.encode())
+        digest = hashlib.sha256(settings.encode() + rows.astype(np.int64).tobytes())
         for text, label in zip(self._texts, self._labels, strict=True):
             digest.update(f"{text}\0{label}\0".encode())
         return digest.hexdigest()[:32]
@@ -163,8 +187,36 @@ class CommitteeLearner(Learner):
         return side_by_side([member.vectors(rows) for member in self._members])
 
 
+class CascadeLearner(CommitteeLearner):
+    """Settles, over all rounds alike, when the first member may answer alone."""
+
+    def __init__(
+        self, classifier: CascadeClassifier, members: Sequence[Learner], labels: Labels, allowed_loss: float
+    ) -> None:
+        super().__init__(classifier, members)
+        self._cascade = classifier
+        self._labels, self._allowed_loss = labels, allowed_loss
+        self._settled: list[Settings] = []
+
+    def settle(self, rows: Positions) -> None:
+        for member in self._members:
+            member.settle(rows)
+        targets = np.searchsorted(self._cascade.classes_, self._labels[rows])
+        found = settle([member.logits(rows) for member in self._members], targets, self._allowed_loss)
+        self._settled.append(found)
+        self._cascade.settings = mean_of(self._settled)
+
+    def logits(self, rows: Positions) -> Floats:
+        return self._cascade.either(*(member.logits(rows) for member in self._members))
+
+    def vectors(self, rows: Positions) -> Floats:
+        return self._members[0].vectors(rows)
+
+
 def logits_of(classifier: Classifier, texts: Sequence[str], cache: Path | None = None) -> Floats:
     """Logits of many prepared prompts by a fitted classifier, shape (n, k); vectors go through the cache."""
+    if isinstance(classifier, CascadeClassifier):
+        return classifier.either(*(logits_of(member, texts, cache) for member in classifier.members))
     if isinstance(classifier, CommitteeClassifier):
         return classifier.sum_of([logits_of(member, texts, cache) for member in classifier.members])
     if isinstance(classifier, FrozenClassifier):
