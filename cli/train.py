@@ -37,7 +37,7 @@ CACHE = Path("~/.cache/collegium/features")
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--source-column", default="source", show_default=True, help="Where a row came from, if the rows say so.")
 @click.option("--labels", help="All labels that there should be, comma-separated.  [default: those in DATA]")
-@click.option("--kind", type=click.Choice(TRAINED), default="static", show_default=True, help="See docs/routers.md.")
+@click.option("--kind", type=click.Choice(TRAINED), default="frozen", show_default=True, help="See docs/routers.md.")
 @click.option(
     "--members",
     default=",".join(COMMITTEE),
