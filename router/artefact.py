@@ -9,19 +9,22 @@ from .classifier import Classifier
 from .encoder import Locate, as_given
 from .kinds import KINDS, class_of
 from .manifest import ArtefactError, Manifest, read_artefact
+from .novelty import NOVELTY, Novelty
 from .posterior import Posterior
 
 __all__ = ["KINDS", "STARTER", "ArtefactError", "Router", "load_router"]
 
 STARTER = Path(__file__).parent / "starter"
+PROBE = "probe"
 
 
 class Router:
     """A prompt -> posterior, with the version that made it. Thread-safe."""
 
-    def __init__(self, classifier: Classifier, manifest: Manifest) -> None:
-        self._classifier = classifier
+    def __init__(self, classifier: Classifier, manifest: Manifest, novelty: Novelty | None = None) -> None:
+        self.classifier = classifier
         self.manifest = manifest
+        self.novelty = novelty
         self.labels: tuple[str, ...] = tuple(manifest.labels)
 
     @property
@@ -32,10 +35,20 @@ class Router:
     def threshold(self) -> float:
         return self.manifest.threshold
 
+    @property
+    def novelty_limit(self) -> float:
+        """Above it a prompt is taken for novel; 1 never."""
+        return 1.0 if self.manifest.novelty_limit is None else self.manifest.novelty_limit
+
     def posterior(self, text: str) -> Posterior:
-        """p(domain | prompt) of one prompt; it abstains under the threshold."""
-        probabilities = self._classifier.probabilities(text)
-        return Posterior(self.labels, tuple(probabilities.tolist()), self.threshold)
+        """p(domain | prompt) of one prompt; it abstains under the threshold, and where the prompt is novel."""
+        if self.novelty is not None:
+            probabilities, vector = self.classifier.probabilities_and_vector(text)
+            novelty = 1.0 if vector is None else float(self.novelty.percentiles(vector))
+            values = tuple(probabilities.tolist())
+            return Posterior(self.labels, values, self.threshold, novelty=novelty, novelty_limit=self.novelty_limit)
+        probabilities, qualities = self.classifier.read(text)
+        return Posterior(self.labels, tuple(probabilities.tolist()), self.threshold, qualities)
 
     def posteriors(self, texts: Sequence[str]) -> list[Posterior]:
         """Each prompt on its own: the same numbers, to the last bit, as `posterior` gives."""
@@ -52,6 +65,17 @@ def load_router(folder: Path, locate: Locate = as_given) -> Router:
     manifest, tensors = read_artefact(folder)
     try:
         classifier = class_of(manifest.kind).restored(manifest, tensors, locate)
+        novelty = _novelty(folder, manifest, classifier)
     except ArtefactError as error:
         raise ArtefactError(f"router {folder}: {error}") from error
-    return Router(classifier, manifest)
+    return Router(classifier, manifest, novelty)
+
+
+def _novelty(folder: Path, manifest: Manifest, classifier: Classifier) -> Novelty | None:
+    if NOVELTY not in manifest.files:
+        return None
+    found = Novelty.from_bytes((folder / NOVELTY).read_bytes())
+    vector = classifier.probabilities_and_vector(PROBE)[1]
+    if vector is None or vector.shape != found.directions.shape[:1]:
+        raise ArtefactError(f"{NOVELTY} is of another vector space than the classifier's")
+    return found

@@ -40,6 +40,7 @@ class About:
 
     name: str = "router"
     threshold: float = 0.0
+    novelty_limit: float | None = None
     data: DataRecord = field(default_factory=DataRecord)
     parent: str | None = None
     metrics: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -114,6 +115,18 @@ class Classifier(ABC):
         scaled = logits / self.temperature
         return softmax(self.scaling.applied(scaled) if self.scaling else scaled)
 
+    def read(self, text: str) -> tuple[Floats, Mapping[str, float]]:
+        """Probabilities of one prompt, and each expert's probability of answering it right where the kind knows it."""
+        return self.probabilities(text), {}
+
+    def probabilities_and_vector(self, text: str) -> tuple[Floats, Floats | None]:
+        """Probabilities and vector of one prompt, read once; no vector where there is no text."""
+        prepared = self.prepare(text)
+        if not prepared:
+            return self.probabilities(text), None
+        logits, vector = self.logits_and_vector(prepared)
+        return self.calibrated(logits), vector
+
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         """Calibrated probabilities, shape (n, k); each prompt is read on its own."""
         if not len(texts):
@@ -131,9 +144,12 @@ class Classifier(ABC):
         Raises:
             ArtefactError: it cannot be written there.
         """
-        settings, tensors = self.state()
+        return write_artefact(folder, self.manifest(about), self.state()[1], about.extra)
+
+    def manifest(self, about: About = About()) -> Manifest:
+        """What the artefact says of itself; `version` and `files` are known once it is written."""
         identity = self.encoder_id
-        manifest = Manifest(
+        return Manifest(
             format=FORMAT_VERSION,
             kind=self.kind,
             name=about.name,
@@ -147,7 +163,8 @@ class Classifier(ABC):
             if self.scaling
             else None,
             threshold=about.threshold,
-            settings=settings,
+            novelty_limit=about.novelty_limit,
+            settings=self.state()[0],
             data=about.data,
             seed=self.seed,
             parent=about.parent,
@@ -155,7 +172,6 @@ class Classifier(ABC):
             created_by=f"collegium {importlib.metadata.version('collegium')}",
             self_test=[SelfTest(text=text, posterior=self.probabilities(text).tolist()) for text in about.self_test],
         )
-        return write_artefact(folder, manifest, tensors, about.extra)
 
     @classmethod
     def load(cls, folder: Path, locate: Locate = as_given) -> Self:

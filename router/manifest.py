@@ -26,7 +26,7 @@ CODE_SUFFIXES = frozenset(
     {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".h5", ".py", ".so"}
 )
 
-LATER_FIELDS = ("scaling",)
+LATER_FIELDS = ("scaling", "novelty_limit")
 """Fields that came after the first artefacts were written: left out where unset, so that those keep their version."""
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -95,6 +95,7 @@ class Manifest(_Strict):
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     scaling: ScalingRecord | None = None
     threshold: float = Field(0.0, ge=0, le=2)  # over 1: nothing is routed
+    novelty_limit: float | None = Field(None, ge=0, le=1)
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     data: DataRecord = DataRecord()
     seed: int = 0
@@ -138,19 +139,29 @@ def write_artefact(folder: Path, manifest: Manifest, tensors: Tensors, extra: Ma
     Raises:
         ArtefactError: `folder` exists and is no router, or the disk refuses.
     """
+    # safetensors writes memory as it lies, whatever the order of the axes.
+    ordered = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contents = {HEAD: safetensors.numpy.save(ordered), **extra}
+    files = {name: FileRecord(sha256=_sha256(data), size=len(data)) for name, data in contents.items()}
+    whole = manifest.model_copy(update={"files": files, "version": ""})
+    whole = whole.model_copy(update={"version": whole.content_version()})
+    write_files(folder, {**contents, MANIFEST: whole.canonical()})
+    return whole
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write an artefact's files as they are, whole or not at all.
+
+    Raises:
+        ArtefactError: as `write_artefact`.
+    """
     check_target(folder)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         partial.mkdir()
-        # safetensors writes memory as it lies, whatever the order of the axes.
-        ordered = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        contents = {HEAD: safetensors.numpy.save(ordered), **extra}
-        files = {name: FileRecord(sha256=_sha256(data), size=len(data)) for name, data in contents.items()}
-        whole = manifest.model_copy(update={"files": files, "version": ""})
-        whole = whole.model_copy(update={"version": whole.content_version()})
-        for name, data in {**contents, MANIFEST: whole.canonical()}.items():
+        for name, data in contents.items():
             _write_durably(partial / name, data)
         _sync_folder(partial)
         _swap_in(partial, folder)
@@ -158,7 +169,6 @@ def write_artefact(folder: Path, manifest: Manifest, tensors: Tensors, extra: Ma
         raise ArtefactError(f"router {folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return whole
 
 
 def check_target(folder: Path) -> None:
@@ -247,13 +257,22 @@ def _read_tensors(folder: Path, manifest: Manifest) -> Tensors:
     data = (folder / HEAD).read_bytes()
     if _sha256(data) != manifest.files[HEAD].sha256:
         raise ArtefactError(f"router {folder}: {HEAD} changed while it was read")
+    return tensors_of(data, f"router {folder}: {HEAD}")
+
+
+def tensors_of(data: bytes, where: str) -> Tensors:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ArtefactError: it is none, or holds NaN or infinite weights.
+    """
     try:
         tensors: Tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError) as error:
-        raise ArtefactError(f"router {folder}: {HEAD} is no safetensors file ({error})") from error
+        raise ArtefactError(f"{where} is no safetensors file ({error})") from error
     for name, values in tensors.items():
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            raise ArtefactError(f"router {folder}: tensor {name} of {HEAD} holds NaN or infinite weights")
+            raise ArtefactError(f"{where}: tensor {name} holds NaN or infinite weights")
     return tensors
 
 

@@ -42,9 +42,12 @@ def sketches(texts: Sequence[str]) -> Sketches:
     return made
 
 
-def seen_file(texts: Sequence[str]) -> bytes:
-    """The file that goes into an artefact: sketches of its training prompts."""
-    return safetensors.numpy.save({"sketches": sketches(texts)})
+def seen_file(texts: Sequence[str], before: bytes | None = None) -> bytes:
+    """The file that goes into an artefact: sketches of its training prompts, after those of the file `before`."""
+    made = sketches(texts)
+    if before is not None:
+        made = np.concatenate([safetensors.numpy.load(before)["sketches"], made])
+    return safetensors.numpy.save({"sketches": made})
 
 
 def seen_rows(router: Path, texts: Sequence[str]) -> Positions:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from collegium.router.calibration import NEVER, Floats, softmax
+from collegium.router.ngrams import NgramClassifier
 from collegium.router.risk import GRID, STARTS, control_risk, upper_bound
+from collegium.training.data import Columns, load_prompts
+from collegium.training.starter import OWN_PROMPTS
 from numpy.typing import NDArray
 
 LEVEL = 0.8
@@ -84,3 +87,22 @@ def test_all_right_routes_all() -> None:
 def test_impossible_promises_are_refused(alpha: float, level: float, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         control_risk(np.ones(3), np.ones(3, bool), alpha, level)
+
+
+def test_the_promise_holds_on_the_logits_of_a_real_router() -> None:
+    """Held-out prompts of our own stand for all prompts, so that the true share of wrong routes is known."""
+    prompts = load_prompts(OWN_PROMPTS, Columns(label="domain"))
+    router = NgramClassifier().fit([p.text for p in prompts[::2]], [p.label for p in prompts[::2]])
+    held = prompts[1::2]
+    logits = router.logits_of_features(router.features([router.prepare(prompt.text) for prompt in held]))
+    right = router.classes_[logits.argmax(axis=1)] == [prompt.label for prompt in held]
+    confidences = softmax(logits, 0.3).max(axis=1)
+    rng = np.random.default_rng(5)
+    draws, broken, useful = 200, 0, 0
+    for _ in range(draws):
+        taken = rng.integers(0, len(held), 600)
+        threshold = control_risk(confidences[taken], right[taken], 0.2, LEVEL).threshold
+        routed = confidences >= threshold
+        useful += bool(routed.mean() > 0.1)
+        broken += bool(routed.any() and (~right[routed]).mean() > 0.2)
+    assert broken / draws <= 1 - LEVEL + 0.056 and useful / draws > 0.5
