@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from ..experts.card import Card, CardError
+from ..experts.networks import VARIABLE, Networks
 from ..experts.pool import load_pool
 from ..experts.ray_cluster import RayError
 from ..experts.registry import RegistryError
@@ -30,6 +31,10 @@ Port = click.IntRange(1, 65_535)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Edge processes.")
 @click.option("--router", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Router artefact to use.")
 @click.option("--cost-weight", type=click.FloatRange(0), default=0.0, show_default=True, help="See docs/routing.md.")
+@click.option(
+    "--allow-network", "networks", multiple=True, envvar=VARIABLE, metavar="CIDR",
+    help="Let remote experts be at these addresses, e.g. 127.0.0.1 or 10.0.0.0/8.  [default: public ones only]",
+)  # fmt: skip
 @click.option("--ray-address", help="Join this Ray cluster instead of starting one.")
 @click.option("--apply-pool", is_flag=True, help="Write POOL over a registry that holds experts already.")
 @state_options
@@ -41,6 +46,7 @@ def command(
     workers: int,
     router: Path | None,
     cost_weight: float,
+    networks: tuple[str, ...],
     ray_address: str | None,
     apply_pool: bool,
     state: Path,
@@ -67,6 +73,7 @@ def command(
         router=router.absolute() if router else None,
         cost_weight=cost_weight,
         ray_address=ray_address,
+        networks=_networks(networks),
     )
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
@@ -78,6 +85,13 @@ def command(
         asyncio.run(serve(settings, report))
     except (AlreadyServingError, StartError, CardError, RegistryError, RayError, ArtefactError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _networks(listed: tuple[str, ...]) -> Networks:
+    try:
+        return Networks.parse(part for one in listed for part in one.split(","))
+    except ValueError as error:
+        raise click.ClickException(f"--allow-network: {error}") from error
 
 
 def _cards(pool: str | None) -> list[Card]:

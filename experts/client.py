@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 import httpx2
+
+from .networks import AddressError, Networks
 
 
 class ExpertError(RuntimeError):
@@ -33,13 +36,58 @@ class ProtocolError(ExpertError):
     """What answers does not speak OpenAI's protocol."""
 
 
-class ExpertClient:
-    """One base URL (it ends in /v1) and the key to it. Uses no proxy from the environment and follows no redirect."""
+class ForbiddenAddressError(ConnectError):
+    """The URL leads to an address that a remote expert may not have."""
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 60.0) -> None:
+
+class _Pinned(httpx2.BaseTransport):
+    """Connects to an address that was checked; the name stays in Host and in TLS."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+        self._inner = httpx2.HTTPTransport(trust_env=False)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            addresses = self._networks.resolve(str(request.url))
+        except AddressError as error:
+            raise ForbiddenAddressError(str(error)) from error
+        except OSError as error:
+            raise httpx2.ConnectError("the name cannot be resolved") from error
+        if not addresses:
+            raise httpx2.ConnectError("the name has no address")
+        request.extensions = {**request.extensions, "sni_hostname": request.url.host}
+        for address in addresses[:-1]:
+            with suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+                return self._ask_at(address, request)
+        return self._ask_at(addresses[-1], request)
+
+    def _ask_at(self, address: str, request: httpx2.Request) -> httpx2.Response:
+        request.url = request.url.copy_with(host=address)
+        return self._inner.handle_request(request)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class ExpertClient:
+    """One base URL (it ends in /v1) and the key to it. Uses no proxy from the environment and follows no redirect.
+
+    With `networks` the URL's addresses must be among them, and the connection goes to the one that was looked at.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None = None, timeout: float = 60.0, networks: Networks | None = None
+    ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.base_url = base_url.rstrip("/")
-        self._http = httpx2.Client(headers=headers, timeout=timeout, trust_env=False, follow_redirects=False)
+        self._http = httpx2.Client(
+            headers=headers,
+            timeout=timeout,
+            trust_env=False,
+            follow_redirects=False,
+            transport=_Pinned(networks) if networks is not None else None,
+        )
 
     def __enter__(self) -> ExpertClient:
         return self

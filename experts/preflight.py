@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 from .adapter import check_fit, locate_adapter, read_adapter
 from .card import AdapterBackend, Card, CardError, EngineBackend, RemoteBackend
-from .client import ConnectError, ExpertClient, ExpertError, KeyRefusedError, StatusError
+from .client import ConnectError, ExpertClient, ExpertError, ForbiddenAddressError, KeyRefusedError, StatusError
+from .networks import Networks
 from .plan import Machine, plan_memory, this_machine
 from .pool import engine_problem
 from .records import ExpertRecord
@@ -19,7 +20,12 @@ PROBE_TIMEOUT = 5.0  # seconds
 
 
 def check_card(
-    card: Card, existing: Sequence[ExpertRecord], machine: Machine | None = None, *, joined: bool = False
+    card: Card,
+    existing: Sequence[ExpertRecord],
+    machine: Machine | None = None,
+    *,
+    joined: bool = False,
+    networks: Networks | None = None,
 ) -> None:
     """See whether a card that is right in itself can work here. Changes nothing.
 
@@ -33,7 +39,7 @@ def check_card(
     if problem := engine_problem(card, others):
         raise CardError(problem)
     if isinstance(card.backend, RemoteBackend):
-        probe_remote(card.backend)
+        probe_remote(card.backend, networks=networks)
     if isinstance(card.backend, EngineBackend) and not joined:
         _check_engine(card, card.backend, others, machine or this_machine())
     if isinstance(card.backend, AdapterBackend) and not joined:
@@ -83,8 +89,8 @@ def _adapter_problems(cards: Sequence[Card], together: Sequence[Card]) -> Iterat
                 yield f"expert {card.name!r}: {error}"
 
 
-def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT) -> None:
-    """Ask a URL for its models.
+def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT, networks: Networks | None = None) -> None:
+    """Ask a URL for its models. With `networks` its address must be among them.
 
     A server without GET /models (404, 405) passes: some gateways have none.
 
@@ -95,8 +101,10 @@ def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT) -> None
     if backend.api_key_env and not key:
         raise CardError(f"the environment variable {backend.api_key_env} with the key of {backend.url} is not set")
     try:
-        with ExpertClient(backend.url, key, timeout) as client:
+        with ExpertClient(backend.url, key, timeout, networks) as client:
             models = client.models()
+    except ForbiddenAddressError as error:
+        raise CardError(str(error)) from error
     except KeyRefusedError as error:
         raise CardError(f"{error}; {_key_hint(backend)}") from error
     except ConnectError as error:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from .card import CardError, RemoteBackend
+from .networks import Networks
 from .preflight import PROBE_TIMEOUT, probe_remote
 from .reconcile import Probe
 from .records import ExpertRecord
@@ -27,8 +28,10 @@ class _Target:
 class Probes:
     """Keeps the last answer of each remote card, by the card's fingerprint."""
 
-    def __init__(self, period: float = PERIOD, timeout: float = PROBE_TIMEOUT) -> None:
-        self._period, self._timeout = period, timeout
+    def __init__(
+        self, period: float = PERIOD, timeout: float = PROBE_TIMEOUT, networks: Networks | None = None
+    ) -> None:
+        self._period, self._timeout, self._networks = period, timeout, networks
         self._targets: dict[str, _Target] = {}
         self._results: dict[str, Probe] = {}
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="probe")
@@ -54,7 +57,7 @@ class Probes:
             self._take(key, target, target.running.result(), now)
             target.running = None
         if target.running is None and now >= target.due:
-            target.running = self._pool.submit(_ask, target.backend, self._timeout)
+            target.running = self._pool.submit(_ask, target.backend, self._timeout, self._networks)
 
     def _take(self, key: str, target: _Target, probe: Probe, now: float) -> None:
         """A URL that was fine is only given up on its second failure: one lost packet evicts nobody."""
@@ -65,9 +68,9 @@ class Probes:
         target.due = now + (self._period if probe.ok else min(2.0 ** (target.failures - 1), LONGEST_PAUSE))
 
 
-def _ask(backend: RemoteBackend, timeout: float) -> Probe:
+def _ask(backend: RemoteBackend, timeout: float, networks: Networks | None) -> Probe:
     try:
-        probe_remote(backend, timeout)
+        probe_remote(backend, timeout, networks)
     except CardError as error:
         return Probe(False, str(error))
     return Probe(True)

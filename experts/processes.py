@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,17 @@ import psutil
 
 MARK = "COLLEGIUM_ENGINES"
 _PR_SET_PDEATHSIG = 1
+
+
+def forbid_core_dumps() -> None:
+    """A core file would hold prompts and keys; children inherit this."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system lets us have: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def marked(mark: str) -> list[psutil.Process]:

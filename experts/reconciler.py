@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .engines import Engines, EngineView
 from .lora import Adapters
+from .networks import Networks
 from .probes import Probes
 from .processes import die_with_parent
 from .ray_cluster import RayCluster
@@ -132,11 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.update(RayCluster(state).environment())
     try:
+        networks = Networks.from_environment(os.environ)
         registry = Registry(options.registry or state.registry_url)
-    except RegistryError as error:
+    except (RegistryError, ValueError) as error:
         print(f"reconciler: {error}", file=sys.stderr)
         return 1
-    engines, probes = Engines(state, options.ray_address), Probes()
+    engines, probes = Engines(state, options.ray_address), Probes(networks=networks)
     adapters = Adapters(state, local=options.ray_address is None)
     engines.start()
     try:

@@ -12,6 +12,7 @@ from .errors import ApiError
 from .ledger import Attempt, End
 from .requests import Api
 from .streams import error_event
+from .usage import Usage
 
 _FAREWELL = 5.0  # seconds for the error of a client that may have stopped reading
 
@@ -35,6 +36,7 @@ class Exchange:
     classified: float | None = None
     first_byte: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    used: Usage = field(default_factory=Usage)
 
     @property
     def seconds(self) -> float:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+FILE = "limits"  # in the state folder
 WORKERS = 64
 _SLOTS = 4096
 _NAME = struct.Struct("<16s")

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import uvicorn
 
-from ..experts.processes import die_with_parent
+from ..experts.networks import Networks
+from ..experts.processes import die_with_parent, forbid_core_dumps, raise_file_limit
 from ..experts.registry import Registry, RegistryError
 from ..experts.state import StateFolder
 from ..experts.weights import locate
 from ..router.artefact import STARTER, load_router
 from ..router.decision import Policy
+from . import counters
 from .gate import Edge
 from .log import configure
 from .protocol import bounded_protocol
@@ -28,8 +30,6 @@ from .settings import EdgeSettings
 from .snapshot import RoutingModel, Sources, Watcher
 
 logger = logging.getLogger("collegium.edge")
-
-COUNTERS = "limits"  # the file in the state folder with what keys use
 
 
 def create_app(
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to end; returns the exit code."""
     options = _options().parse_args(arguments)
     die_with_parent()
+    forbid_core_dumps()
+    raise_file_limit()
     configure()
     try:
         state = StateFolder(Path(options.state))
@@ -122,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             classifier_budget=options.classifier_budget,
             workers=options.workers,
             worker=options.worker,
-            counters=state.path / COUNTERS,
+            counters=state.path / counters.FILE,
+            networks=Networks.from_environment(os.environ),
             metrics_folder=os.environ.get("PROMETHEUS_MULTIPROC_DIR"),
         )
         registry = Registry(options.registry or state.registry_url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import orjson
@@ -37,6 +37,10 @@ class Call:
     allowance: Allowance
 
     @property
+    def tenant(self) -> str:
+        return self.key.name if self.key else ""
+
+    @property
     def permitted(self) -> frozenset[str] | None:
         return permitted(self.key, self.snapshot.candidates)
 
@@ -61,7 +65,7 @@ class Endpoints:
 
         async def handle(call: Call) -> None:
             call.answer.api = api
-            request = check(api, parse_object(call.body))
+            request = replace(check(api, parse_object(call.body)), tenant=call.tenant)
             self._spend(request, call)
             route = await self._choose(request, call)
             place = partial(self._place, request, call)
@@ -99,13 +103,14 @@ class Endpoints:
 
     def _spend(self, request: Request, call: Call) -> None:
         """Reserve the request's estimate of tokens from its key's."""
-        call.allowance.spend(request.cost)
+        call.allowance.spend(request.cost, request.prompt_tokens)
         call.answer.headers += call.allowance.headers()
 
     def _place(self, request: Request, call: Call, target: Target) -> AbstractAsyncContextManager[None]:
         """A place at the target's engine, waited for if need be."""
-        capacity = max(self._settings.concurrency // self._settings.workers, 1)
-        return self._admission.place(target.url, capacity, call.answer.exchange.key, request.cost)
+        places = target.limits.concurrency or self._settings.concurrency
+        capacity = -(-places // self._settings.workers)
+        return self._admission.place(target.url, capacity, request.tenant, request.cost)
 
     async def _choose(self, request: Request, call: Call) -> Route:
         before = call.answer.exchange.seconds

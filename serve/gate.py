@@ -166,13 +166,16 @@ class Edge:
         except ApiError:
             await discard(receive, headers)
             raise
+        worked = True
         try:
             body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
             answer.exchange.bytes_in = len(body)
             await self._handle(way, Call(answer, body, key, snapshot, name, allowance), receive)
+        except ApiError:
+            worked = answer.started
+            raise
         finally:
-            if not answer.exchange.attempts:
-                allowance.settle(0)
+            allowance.settle(answer.exchange.used, worked and bool(answer.exchange.attempts))
             allowance.leave()
 
     @staticmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..experts.registry import KeyRecord, KeyScope
 from .counters import Counters, Reading
 from .errors import ApiError
+from .usage import Usage
 
 REQUESTS, TOKENS = 0, 1
 _KINDS = ("requests", "tokens")
@@ -42,6 +43,7 @@ class Allowance:
     _counters: Counters
     _key: str
     _scope: KeyScope
+    _prompt: int = 0
     _reserved: int = 0
     _running: bool = False
 
@@ -65,8 +67,8 @@ class Allowance:
                 self.leave()
                 raise
 
-    def spend(self, tokens: int) -> None:
-        """Reserve an estimate of prompt and completion; `settle` corrects it.
+    def spend(self, tokens: int, prompt: int = 0) -> None:
+        """Reserve an estimate, of which `prompt` is the prompt's; `settle` corrects it.
 
         Raises:
             ApiError: 429, the key has not so many tokens left, or never could have.
@@ -79,14 +81,19 @@ class Allowance:
                 "insufficient_quota", f"The request needs about {tokens} tokens; this key may use {limit} a minute."
             )
         self._take(TOKENS, tokens, limit)
-        self._reserved = tokens
+        self._prompt, self._reserved = prompt, tokens
 
-    def settle(self, tokens: int) -> None:
-        """Replace what was reserved by what was used."""
+    def settle(self, used: Usage, worked: bool) -> None:
+        """Replace what was reserved by what was used.
+
+        Where nothing is known, all of it counts if an expert has `worked` for the client, else nothing.
+        """
         limit = self._scope.tokens_per_minute
-        if limit is not None and tokens != self._reserved:
-            self._counters.correct(self._key, TOKENS, tokens - self._reserved, limit)
-            self._reserved = tokens
+        if limit is None:
+            return
+        tokens = used.tokens(self._prompt) if used.pieces else self._reserved if worked else 0
+        self._counters.correct(self._key, TOKENS, tokens - self._reserved, limit)
+        self._reserved = tokens
 
     def leave(self) -> None:
         if self._running:

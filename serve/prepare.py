@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Mapping
 
 from ..experts.card import Sampling
@@ -18,6 +20,12 @@ _RENAMED: dict[Api, dict[str, str | None]] = {
     Api.MESSAGES: {"stop": "stop_sequences", "presence_penalty": None, "frequency_penalty": None},
 }  # fmt: skip
 _SAME_LIMIT = ("max_tokens", "max_completion_tokens")
+_MAXIMA: dict[Api, tuple[str, ...]] = {
+    Api.CHAT: ("max_tokens", "max_completion_tokens"),
+    Api.COMPLETIONS: ("max_tokens",),
+    Api.RESPONSES: ("max_output_tokens",),
+    Api.MESSAGES: ("max_tokens",),
+}
 
 
 def upstream_body(request: Request, target: Target) -> dict[str, object]:
@@ -30,7 +38,31 @@ def upstream_body(request: Request, target: Target) -> dict[str, object]:
         taken = _SAME_LIMIT if name == "max_tokens" else (name,)
         if all(body.get(key) is None for key in taken):
             body[name] = value
+    if target.limits.max_output_tokens is not None:
+        _clamp(request.api, body, target.limits.max_output_tokens)
+    _salt(body, request.tenant, target)
     return body
+
+
+def _clamp(api: Api, body: dict[str, object], limit: int) -> None:
+    """Keep the completion inside the card's limit; a completion without a maximum has 16 tokens anyway."""
+    given = [name for name in _MAXIMA[api] if body.get(name) is not None]
+    for name in given:
+        value = body[name]
+        body[name] = min(value, limit) if isinstance(value, int) else limit
+    if not given and api is not Api.COMPLETIONS:
+        body[_MAXIMA[api][0]] = limit
+
+
+def _salt(body: dict[str, object], tenant: str, target: Target) -> None:
+    """Give each key a prefix cache of its own on our engines: its time would tell one what another asked.
+
+    A client's own salt divides its part further. Elsewhere nothing is known of salts, and none is sent.
+    """
+    own = body.pop("cache_salt", None)
+    if target.vouched and (tenant or own is not None):
+        text = f"cache:{tenant}\0{own if isinstance(own, str) else ''}"
+        body["cache_salt"] = hmac.new((target.key or "").encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def _defaults(api: Api, sampling: Sampling) -> dict[str, object]:

@@ -68,7 +68,8 @@ class Relay:
             transcript = Transcript(body)
             body = {**body, "return_token_ids": True}
         choices = request.body.get("n")
-        stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript)
+        used = answer.exchange.used
+        stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript, used)
         attempt = answer.exchange.attempt(target.expert)
         leg = _Leg(target, request.api, body, stream, answer, attempt, end, alive)
         try:
@@ -149,7 +150,7 @@ class Relay:
         leg.attempt.bytes_in = len(raw)
         if len(raw) > self._settings.max_answer:
             raise _invalid(leg, "answered too much")
-        await leg.answer.json(200, whole_answer(leg.api, leg.target.expert, raw))
+        await leg.answer.json(200, whole_answer(leg.api, leg.target.expert, raw, leg.answer.exchange.used))
 
     async def _stream(self, leg: _Leg, response: aiohttp.ClientResponse, clock: Clock, deadlines: Deadlines) -> None:
         _expect(leg, response, "text/event-stream")

@@ -102,16 +102,22 @@ _REQUIRED: dict[Api, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked body. `needs` has no allow-list yet: that comes with the key."""
+    """A checked body. `needs` has no allow-list yet: that comes with the key. `tenant` is the key's name, or empty."""
 
     api: Api
     model: str
     body: Mapping[str, object]
     needs: Needs
+    tenant: str = ""
 
     @property
     def streams(self) -> bool:
         return self.body.get("stream") is True
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Estimated."""
+        return self.needs.tokens - completion_tokens(self.body)
 
     @property
     def cost(self) -> int:

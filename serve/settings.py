@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..experts.networks import Networks
 from ..router.decision import Policy
 
 _MAY_BE_ZERO = ("connections_per_expert", "worker")
@@ -24,7 +25,7 @@ class EdgeSettings:
     `concurrency` requests run at an engine at a time, where its card does not say otherwise; `queue` more may wait for
     it, and `queue_total` for all engines, each for at most `queue_time`. `max_requests` run and wait in one process.
     The engine's places are shared out over the `workers` edge processes; `worker` is this one's number, and `counters`
-    the file in which they count what keys use.
+    the file in which they count what keys use. `networks` bounds where remote experts may be; None bounds nothing.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -59,6 +60,7 @@ class EdgeSettings:
     workers: int = 1
     worker: int = 0
     counters: Path | None = None
+    networks: Networks | None = None
     metrics_folder: str | None = None
 
     def __post_init__(self) -> None:

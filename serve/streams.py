@@ -9,6 +9,7 @@ from .failure import Fault, UpstreamError
 from .requests import Api
 from .sse import DONE, Event, encode
 from .transcript import Transcript
+from .usage import Usage
 
 MAX_MALFORMED = 3
 _ENDS = {
@@ -33,8 +34,17 @@ class Stream:
     taken for one that broke off. With a `transcript` the ids of the tokens are kept there and taken out of the events.
     """
 
-    def __init__(self, api: Api, expert: str, choices: int = 1, transcript: Transcript | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        expert: str,
+        choices: int = 1,
+        transcript: Transcript | None = None,
+        used: Usage | None = None,
+    ) -> None:
+        """What the expert counts goes into `used`."""
         self.api = api
+        self._used = used or Usage()
         self._expert = expert
         self._choices = choices
         self._transcript = transcript
@@ -75,6 +85,7 @@ class Stream:
         if data.get("error") or data.get("type") in ("error", "response.failed"):
             text = f"{self._expert} reported an error while answering."
             raise UpstreamError(Fault.ERROR, "upstream_invalid_response", text)
+        self._used.see(data)
         if self.api in _CHUNKED:
             return self._chunk(data)
         return self._typed(data)
@@ -182,8 +193,8 @@ def error_event(api: Api, error: ApiError) -> bytes:
 _RESULT = {Api.CHAT: "choices", Api.COMPLETIONS: "choices", Api.RESPONSES: "output", Api.MESSAGES: "content"}
 
 
-def whole_answer(api: Api, expert: str, raw: bytes) -> bytes:
-    """A non-streamed answer, checked and renamed to the expert.
+def whole_answer(api: Api, expert: str, raw: bytes, used: Usage | None = None) -> bytes:
+    """A non-streamed answer, checked and renamed to the expert. What it counts goes into `used`.
 
     Raises:
         UpstreamError: it is not this API's answer.
@@ -198,6 +209,8 @@ def whole_answer(api: Api, expert: str, raw: bytes) -> bytes:
         raise UpstreamError(
             Fault.INVALID, "upstream_invalid_response", f"{expert} did not answer in the shape of this API."
         )
+    if used is not None and isinstance(data.get("usage"), dict):
+        used.see(data)
     return orjson.dumps({**data, "model": expert})
 
 

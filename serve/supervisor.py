@@ -9,17 +9,20 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from ..experts.card import Card, RemoteBackend
+from ..experts.networks import VARIABLE, Networks
 from ..experts.preflight import check_card, check_pool
+from ..experts.processes import forbid_core_dumps
 from ..experts.ray_cluster import RayCluster
 from ..experts.registry import ExpertRecord, Registry, RegistryError, State
 from ..experts.state import StateFolder
+from . import counters
 from .admin import create_admin_app
 from .children import Child
 from .lock import ServeLock
@@ -33,7 +36,10 @@ class StartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """What `collegium serve` was asked for. `workers` are edge processes that share one listening socket."""
+    """What `collegium serve` was asked for. `workers` are edge processes that share one listening socket.
+
+    `networks` bounds where remote experts may be.
+    """
 
     state: StateFolder
     registry_url: str
@@ -46,6 +52,7 @@ class ServeSettings:
     router: Path | None = None
     cost_weight: float = 0.0
     ray_address: str | None = None
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def endpoint(self) -> str:
@@ -60,6 +67,7 @@ async def serve(settings: ServeSettings, report: Callable[[str], None]) -> None:
         StartError: a port is taken, the pool does not fit, or the registry cannot be opened.
         AlreadyServingError: another supervisor holds the state folder.
     """
+    forbid_core_dumps()
     with (
         ServeLock(settings.state.path) as lock,
         _listen(settings.host, settings.port, "--port") as public,
@@ -102,10 +110,12 @@ class _Supervisor:
             for number in range(settings.workers)
         ]
         self._told: dict[str, tuple[State, str]] = {}
+        # What workers of an earlier start held, of which there may have been more.
+        (state.path / counters.FILE).unlink(missing_ok=True)
 
     def _child(self, name: str, module: str, arguments: Sequence[str], inherited: Sequence[int] = ()) -> Child:
         state = self._settings.state
-        environment = dict(os.environ)
+        environment = {**os.environ, VARIABLE: self._settings.networks.listed}
         if name.startswith("edge"):
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_folder(state))
         command = [sys.executable, "-m", module, *arguments]
@@ -166,7 +176,8 @@ class _Supervisor:
 
     def _admin_server(self) -> uvicorn.Server:
         key = self._settings.state.admin_key()
-        check = partial(check_card, joined=self._settings.ray_address is not None)
+        settings = self._settings
+        check = partial(check_card, joined=settings.ray_address is not None, networks=settings.networks)
         config = uvicorn.Config(
             create_admin_app(self._registry, key, check), log_config=None, access_log=False, lifespan="off"
         )

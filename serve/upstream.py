@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import aiohttp
 import orjson
 
+from ..experts.networks import Networks
 from .failure import Fault, UpstreamError
 from .ledger import Attempt
 from .requests import Api
 from .settings import EdgeSettings
 from .snapshot import Target
 from .upstream_errors import translated
+
+logger = logging.getLogger("collegium.edge")
 
 MAX_ERROR_BODY = 64 * 1024
 # Shorter than the 5 s after which uvicorn, under vLLM and others, closes an idle connection under our hands.
@@ -22,16 +29,30 @@ _WINDOW_TIME = 5.0
 
 
 class Upstream:
-    """One client session for all experts. Open with `start()` in the loop that serves."""
+    """A client session for our own engines and one for remote experts, whose addresses are checked as it connects.
+
+    Open with `start()` in the loop that serves.
+    """
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._connections = settings.connections_per_expert
-        self._session: aiohttp.ClientSession | None = None
+        self._networks = settings.networks
+        self._own: aiohttp.ClientSession | None = None
+        self._remote: aiohttp.ClientSession | None = None
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
     async def start(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._connections, keepalive_timeout=_IDLE)
-        self._session = aiohttp.ClientSession(
+        self._own = self._session(None)
+        self._remote = self._session(self._networks)
+
+    def _session(self, networks: Networks | None) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            limit_per_host=self._connections,
+            keepalive_timeout=_IDLE,
+            socket_factory=partial(_bounded_socket, networks) if networks is not None else None,
+        )
+        return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -40,8 +61,9 @@ class Upstream:
         )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._own, self._remote):
+            if session is not None:
+                await session.close()
 
     @asynccontextmanager
     async def post(
@@ -53,7 +75,7 @@ class Upstream:
             UpstreamError: no connection, no answer, or one with another status.
         """
         try:
-            response = await self._opened.post(
+            response = await self._opened(target).post(
                 f"{target.url}/{api.value}",
                 data=orjson.dumps(body),
                 headers=_headers(api, target, request_id),
@@ -84,7 +106,7 @@ class Upstream:
         headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
         timeout = aiohttp.ClientTimeout(total=_WINDOW_TIME)
         try:
-            async with self._opened.get(
+            async with self._opened(target).get(
                 f"{target.url}/models", headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 listed = orjson.loads(await response.content.read(MAX_ERROR_BODY)).get("data", [])
@@ -93,11 +115,11 @@ class Upstream:
         windows = [model.get("max_model_len") for model in listed if isinstance(model, dict)]
         return min((one for one in windows if isinstance(one, int)), default=None)
 
-    @property
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _opened(self, target: Target) -> aiohttp.ClientSession:
+        session = self._own if target.vouched else self._remote
+        if session is None:
             raise RuntimeError("the client is not started")
-        return self._session
+        return session
 
     def _timeout(self, connect: float) -> aiohttp.ClientTimeout:
         if connect not in self._timeouts:
@@ -109,6 +131,20 @@ class Upstream:
         with suppress(aiohttp.ClientError):
             return await read(response, MAX_ERROR_BODY)
         return b""
+
+
+def _bounded_socket(networks: Networks, address: tuple[object, ...]) -> socket.socket:
+    """A socket for the one address that will be connected to, be it from a name or from the URL itself.
+
+    Raises:
+        OSError: a remote expert may not be there.
+    """
+    family, kind, protocol, _, place = address
+    host = str(place[0]) if isinstance(place, tuple) else ""
+    if not networks.permit(host):
+        logger.warning("a remote expert is at %s, which is not a public address; see --allow-network", host)
+        raise OSError(errno.EACCES, "not a public address")
+    return socket.socket(int(str(family)), int(str(kind)), int(str(protocol)))
 
 
 def _closed(target: Target, fault: Fault) -> UpstreamError:

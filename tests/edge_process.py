@@ -1,12 +1,16 @@
-"""An edge in its own process, with the tests' tiny router. Arguments: descriptor, registry URL, seconds to drain."""
+"""An edge in its own process, with the tests' tiny router. Arguments: descriptor, registry URL, seconds to drain.
+
+A fourth, `debug`, lets every library log everything.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 
-from collegium.experts.processes import die_with_parent
+from collegium.experts.processes import die_with_parent, forbid_core_dumps
 from collegium.experts.registry import Registry
 from collegium.serve.edge import Server, create_app
 from collegium.serve.log import configure
@@ -17,9 +21,13 @@ from serve_kit import KeywordRouter
 if __name__ == "__main__":
     descriptor, url, drain = sys.argv[1:4]
     die_with_parent()
+    forbid_core_dumps()
     configure()
+    if sys.argv[4:] == ["debug"]:
+        configure(logging.DEBUG)
+        logging.getLogger().setLevel(logging.DEBUG)
     settings = EdgeSettings(drain=float(drain), metrics_folder=os.environ["PROMETHEUS_MULTIPROC_DIR"], header_time=1)
-    app = create_app(settings, Registry(url), KeywordRouter(), Sources("internal", {}))
+    app = create_app(settings, Registry(url), KeywordRouter(), Sources("internal", os.environ))
     listener = socket.socket(fileno=int(descriptor))
     Server(app, settings, listener).run(sockets=[listener])
     print("ended", flush=True)

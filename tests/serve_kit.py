@@ -36,6 +36,8 @@ class KeywordRouter:
 
     def posterior(self, text: str) -> Posterior:
         lowered = text.lower()
+        if lowered.startswith("explode"):
+            raise ValueError(text)
         counts = [0.1 + 2 * sum(word in lowered for word in words) for words in self.words.values()]
         return Posterior(tuple(self.words), tuple(count / sum(counts) for count in counts), self.threshold)
 
