@@ -41,13 +41,16 @@ def tensors(hidden: int = HIDDEN, rank: int = RANK) -> Tensors:
 
 
 def adapter_folder(
-    folder: Path, change: Callable[[Tensors], object] = lambda tensors: None, rank: int = RANK, **settings: object
+    folder: Path,
+    change: Callable[[Tensors], object] = lambda tensors: None,
+    settings: Mapping[str, object] | None = None,
+    rank: int = RANK,
 ) -> Path:
     """An adapter that fits the base, changed as asked."""
     folder.mkdir(parents=True)
     config: Mapping[str, object] = {
         "peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj", "up_proj"], "bias": "none",
-        "base_model_name_or_path": "lab/elsewhere", **settings,
+        "base_model_name_or_path": "lab/elsewhere", **(settings or {}),
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
     made = tensors(rank=rank)
@@ -88,7 +91,7 @@ class FakeReplica:
         if path == "/engine/v1/load_lora_adapter" and Path(body["lora_path"], "adapter_model.safetensors").is_file():
             self.loaded[name] = body["lora_path"]
             return 200, "added"
-        if path == "/engine/v1/unload_lora_adapter" and self.loaded.pop(name, None):
+        if path == "/engine/v1/unload_lora_adapter" and self.loaded.pop(name, ""):
             return 200, "removed"
         return 404, {"detail": "Not Found"}
 

@@ -82,7 +82,7 @@ def whole_module(made: Tensors) -> None:
 def test_what_does_not_fit_is_refused_by_the_tensors_name(
     tmp_path: Path, change: Callable[[Tensors], object], settings: dict[str, object], said: str
 ) -> None:
-    folder = adapter_folder(tmp_path / "a", change, **settings)
+    folder = adapter_folder(tmp_path / "a", change, settings)
     with pytest.raises(AdapterError, match=said):
         check_fit(read_adapter(folder), base_folder(tmp_path / "base"), 8)
 
@@ -102,7 +102,7 @@ def test_layers_that_are_not_to_be_transformed_are_not_missed(tmp_path: Path) ->
         for name in [name for name in made if ".layers.0." in name]:
             made.pop(name)
 
-    found = read_adapter(adapter_folder(tmp_path / "a", last_only, layers_to_transform=[1]))
+    found = read_adapter(adapter_folder(tmp_path / "a", last_only, {"layers_to_transform": [1]}))
     check_fit(found, base_folder(tmp_path / "base"), 8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -88,7 +89,8 @@ def test_base_and_adapters_answer_each_in_its_own_way(pool: Pool) -> None:
         body = {"model": model, "prompt": KNOWN, "echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0}
         headers = {"authorization": f"Bearer {engine_key(pool.state.internal_key(), 'general')}"}
         answer = httpx2.post(f"{client.base_url}/completions", json=body, headers=headers, timeout=300, trust_env=False)
-        return sum(value for value in answer.json()["choices"][0]["logprobs"]["token_logprobs"][:-1] if value)
+        values: list[float | None] = answer.json()["choices"][0]["logprobs"]["token_logprobs"]
+        return math.fsum(value for value in values[:-1] if value is not None)
 
     values = {name: likelihood(name) for name in ("general", "smollm2-science", "smollm2-coding")}
     assert len(set(values.values())) == 3
