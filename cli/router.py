@@ -19,7 +19,9 @@ from ..router.store import held_out_accuracy, keep
 from ..training.compare import Comparison, compare, refuse_seen, unseen
 from ..training.data import Columns, read_prompts
 from .options import open_registry, state_options
+from .router_extend import extend, remove
 from .router_list import folder_rows, print_rows, promoted_rows
+from .router_report import calibrate, report
 
 MAX_NEGATIVE_FLIPS = 0.02
 FOLDER = click.Path(path_type=Path)
@@ -28,6 +30,12 @@ FOLDER = click.Path(path_type=Path)
 @click.group()
 def command() -> None:
     """List, show, compare, promote, roll back or extend versions of the router."""
+
+
+command.add_command(extend)
+command.add_command(remove)
+command.add_command(report)
+command.add_command(calibrate)
 
 
 @command.command("list")

@@ -22,9 +22,9 @@ def label_problem(counts: Mapping[str, int], first_row: Mapping[str, str], confi
     """
     if len(counts) < MIN_LABELS:
         return f"has {len(counts)} label{'s' * (len(counts) != 1)}; a router needs at least {MIN_LABELS}"
-    folded: dict[str, str] = {}
+    spelt: dict[str, str] = {}
     for label in sorted(counts):
-        twin = folded.setdefault(_SEPARATORS.sub("", label.casefold()), label)
+        twin = spelt.setdefault(folded(label), label)
         if twin != label:
             return f"labels {twin!r} and {label!r} differ in case, blanks or hyphens only; make them one"
     slips = [(label, likely) for label, likely in misspelt(counts).items() if label not in confirmed]
@@ -41,6 +41,11 @@ def label_problem(counts: Mapping[str, int], first_row: Mapping[str, str], confi
         more = f" and {len(rare) - SHOWN} more" * (len(rare) > SHOWN)
         return f"a label needs at least {MIN_ROWS_PER_LABEL} rows; {said}{more}"
     return None
+
+
+def folded(label: str) -> str:
+    """The label but for case, blanks and hyphens."""
+    return _SEPARATORS.sub("", label.casefold())
 
 
 def misspelt(counts: Mapping[str, int]) -> dict[str, str]:
