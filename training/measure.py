@@ -160,7 +160,7 @@ def measure(
     step("perturbations")
     perturbed = robustness(classifier, _sample(prompts, ROBUSTNESS_PROMPTS, seed), seed, cache=cache)
     step("novelty")
-    strange = novelty_scores(router, confidences, novelties, right, cache)
+    strange = novelty_scores(router, confidences, novelties, right)
     step("latency")
     risk = router.manifest.metrics.get("risk")
     return RouterReport(

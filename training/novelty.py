@@ -17,7 +17,7 @@ from ..router.novelty import Novelty
 from .learners import Learner
 from .split import Positions
 
-STRANGE_PROMPTS = Path(__file__).parent / "prompts" / "novel.jsonl"
+STRANGE_PROMPTS = Path(__file__).parent / "strange_prompts.json"
 MIN_ROWS = 500
 """With fewer held-out prompts their 99th percentile says too little of what is novel."""
 MAX_ROWS = 10_000
@@ -109,8 +109,5 @@ def _separation(router: Router, confidences: Floats, novelties: Floats, kind: st
 
 def _strange() -> dict[str, list[str]]:
     """Gibberish, foreign-language and hostile prompts of our own, by kind."""
-    found: dict[str, list[str]] = {}
-    for line in STRANGE_PROMPTS.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        found.setdefault(record["kind"], []).append(record["text"])
+    found: dict[str, list[str]] = json.loads(STRANGE_PROMPTS.read_text(encoding="utf-8"))
     return found
