@@ -170,6 +170,8 @@ class Relay:
                 clock.allow(_AFTER_FINISH if stream.complete else deadlines.between_tokens, "total_timeout")
             if failure is not None:
                 raise failure
+            if not stream.real and leg.attempt.bytes_in > self._settings.max_event:
+                raise _invalid(leg, "sent much but no answer")
             if stream.ended:
                 break
         if not stream.complete:

@@ -126,7 +126,7 @@ def events(*data: str, end: bool = True) -> Behaviour:
 async def endless(exchange: Exchange) -> None:
     """The same chunk for ever."""
     await exchange.open()
-    chunk = exchange.generation.chunks()[1]
+    chunk = next(one for one in exchange.generation.chunks() if '"content": ""' not in json.dumps(one))
     while True:
         await exchange.event(chunk)
 

@@ -53,7 +53,7 @@ class Prompt:
 def _next(ids: Sequence[int], chance: random.Random | None) -> int:
     if ids[-1] in _LEADS:
         return _LEADS[ids[-1]][0]
-    raw = ",".join(map(str, ids)).encode()
+    raw = ",".join(map(str, (len(ids), *ids[:40], *ids[-8:]))).encode()
     drawn = chance.getrandbits(32) if chance else int.from_bytes(hashlib.blake2b(raw, digest_size=4).digest())
     if drawn % 5 == 0:
         return (0xC3, 0xE2)[drawn // 5 % 2]
@@ -119,8 +119,9 @@ class Generation:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in self.prompt.ids[self.prompt.begin :]:
             decoder.decode(piece(token))
-        for index, group in enumerate(self._groups()):
-            last = index == len(self._groups()) - 1
+        groups = self._groups()
+        for index, group in enumerate(groups):
+            last = index == len(groups) - 1
             text = decoder.decode(b"".join(map(piece, group)), final=last)
             said: dict[str, object] = {"delta": {"content": text}} if self.chat else {"text": text}
             if wants_ids:

@@ -1,0 +1,126 @@
+"""Experts that are gone for a while, and processes that are killed: what the edge does meanwhile and afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from collegium.serve.settings import EdgeSettings
+from faults import behaviours as do
+from faults.engine import greedy
+from faults.kit import QUICK, Lab, laboratory
+
+TESTS = Path(__file__).parent.parent
+
+
+def test_c15_down_then_healthy(tmp_path: Path) -> None:
+    pause, down = 0.3, 3.0
+    settings = EdgeSettings(total=20, breaker_failures=3, breaker_pause=pause)
+    with laboratory(tmp_path, settings) as lab:
+        until = time.monotonic() + down
+        lab.main.always = do.down_until(until)
+        while time.monotonic() < until + 2 * pause:
+            reply = lab.ask("c15 the sum of it")
+            assert reply.status == 200 and reply.text == lab.right("c15 the sum of it")
+        assert lab.ask("c15 the sum of it").model == "math"
+        failed = [attempt for attempt in lab.main.attempts if attempt.began < until]
+        assert len(failed) <= 3 + down / pause
+
+
+@contextmanager
+def process(port: int = 0, pace: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A scripted expert as a process of its own, and its port; `pace` in milliseconds a token."""
+    command = [sys.executable, str(TESTS / "faults" / "expert.py"), str(port), str(pace)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TESTS)})
+    assert child.stdout is not None
+    try:
+        yield child, int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.wait(10)
+        child.stdout.close()
+
+
+@contextmanager
+def killable(folder: Path, pace: int) -> Iterator[tuple[Lab, subprocess.Popen[str], int]]:
+    """A laboratory whose specialists are one process; only the spare expert's log joins the ledger's."""
+    settings = replace(QUICK, recovery=60, total=90)
+    with process(pace=pace) as (child, port), laboratory(folder, settings, f"http://127.0.0.1:{port}/v1", False) as lab:
+        yield lab, child, port
+
+
+@contextmanager
+def begun(lab: Lab, body: dict[str, object]) -> Iterator[Callable[[], str]]:
+    """A stream of which the first part has come; call for all of it."""
+    with lab.http.stream("POST", f"{lab.url}/v1/chat/completions", json=body) as response:
+        parts = response.iter_text()
+        first = next(parts)
+        yield lambda: first + "".join(parts)
+
+
+def said(raw: str) -> str:
+    """The text of a whole stream."""
+    *events, mark, _ = [event for event in raw.split("\n\n") if not event.startswith(":")]
+    assert mark == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+
+def test_d02_killed_mid_stream_and_restarted(tmp_path: Path, seed: int) -> None:
+    with killable(tmp_path, 10) as (lab, child, port):
+        body = lab.body(f"d02-{seed} 150 tokens", "coding", stream=True)
+        with begun(lab, body) as rest:
+            child.kill()
+            child.wait(10)
+            with process(port):
+                raw = rest()
+        assert said(raw) == greedy(body)
+        (fields,) = lab.settled().requests.values()
+        attempts = fields["attempts"]
+        assert isinstance(attempts, list)
+        assert attempts[0]["result"] == "broken" and attempts[-1]["kind"] == "continuation"
+        assert fields["end"] == "completed"
+
+
+def test_d02_killed_mid_stream_and_gone(tmp_path: Path) -> None:
+    settings = replace(QUICK, recovery=0.5)
+    with process(pace=10) as (child, port), laboratory(tmp_path, settings, f"http://127.0.0.1:{port}/v1", False) as lab:
+        with begun(lab, lab.body("d02 150 tokens", "coding", stream=True)) as rest:
+            child.kill()
+            raw = rest()
+        assert "[DONE]" not in raw
+        assert json.loads(raw.rstrip().split("data: ")[-1])["error"]["code"] == "upstream_stream_truncated"
+        assert [fields["end"] for fields in lab.settled().requests.values()] == ["failed_mid_stream"]
+
+
+def test_d01_killed_with_a_request_in_work(tmp_path: Path) -> None:
+    with killable(tmp_path, 0) as (lab, child, _), ThreadPoolExecutor(2) as pool:
+        child.send_signal(signal.SIGSTOP)
+        unnamed = pool.submit(lab.ask, "d01 a python function")
+        named = pool.submit(lab.ask, "d01 a python function", "coding")
+        while lab.app.ledger.in_flight < 2:
+            time.sleep(0.01)
+        child.kill()
+        assert (unnamed.result().status, unnamed.result().model) == (200, "general")
+        assert (named.result().status, named.result().code) == (502, "upstream_connection_failed")
+        assert named.result().headers["x-should-retry"] == "true"
+
+
+def test_d08_stopped_and_let_go_on(tmp_path: Path) -> None:
+    with killable(tmp_path, 10) as (lab, child, _):
+        body = lab.body("d08 100 tokens", "coding", stream=True)
+        with begun(lab, body) as rest:
+            child.send_signal(signal.SIGSTOP)
+            threading.Timer(3.0, child.send_signal, [signal.SIGCONT]).start()
+            raw = rest()
+        assert said(raw) == greedy(body)

@@ -1,0 +1,135 @@
+"""What may be sent again: the rules, the budget, the breaker."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from collegium.serve.breaker import Breaker
+from collegium.serve.failure import Fault, UpstreamError
+from collegium.serve.retry import Budget, blame, elsewhere, executed, pause, same_again
+
+CODES = {
+    Fault.CONNECT: "upstream_connection_failed",
+    Fault.OPEN: "no_healthy_expert",
+    Fault.BUSY: "server_is_overloaded",
+    Fault.LATE: "ttft_timeout",
+    Fault.BROKEN: "upstream_stream_truncated",
+    Fault.REFUSED: "invalid_value",
+}
+
+
+def failure(fault: Fault, code: str | None = None, wait: int | None = None) -> UpstreamError:
+    return UpstreamError(fault, code or CODES.get(fault, "upstream_invalid_response"), "it failed", wait=wait)
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_only_what_was_not_done_or_may_be_done_twice_is_sent_again(fault: Fault) -> None:
+    always = {Fault.CONNECT, Fault.BUSY}
+    safe = always | {Fault.RESET, Fault.ERROR, Fault.INVALID, Fault.BROKEN}
+    assert same_again(failure(fault), False, sent=1, others=False) == (fault in always)
+    assert same_again(failure(fault), True, sent=1, others=False) == (fault in safe)
+    assert not same_again(failure(fault), True, sent=3, others=False)
+    assert not same_again(failure(fault), True, sent=2, others=True)
+
+
+def test_a_late_expert_is_never_asked_again_but_another_may_be() -> None:
+    assert not same_again(failure(Fault.LATE), True, sent=1, others=False)
+    assert elsewhere(failure(Fault.LATE)) and executed(failure(Fault.LATE))
+    assert not elsewhere(failure(Fault.REFUSED))
+    assert elsewhere(failure(Fault.REFUSED, "context_length_exceeded"))
+    assert not executed(failure(Fault.CONNECT)) and not executed(failure(Fault.OPEN))
+
+
+def test_the_wait_is_what_was_asked_for_or_full_jitter() -> None:
+    chance = random.Random(1)
+    asked = [pause(failure(Fault.BUSY, wait=2), 1, chance) for _ in range(50)]
+    assert all(2 <= one <= 2.1 for one in asked) and len(set(asked)) > 40
+    second = [pause(failure(Fault.BUSY), 2, chance) for _ in range(200)]
+    assert max(second) <= 0.4 and min(second) < 0.05 and max(second) > 0.35
+
+
+def test_second_sendings_stay_within_a_tenth_of_the_requests() -> None:
+    budget = Budget(share=0.1, reserve=20)
+    spent = 0
+    for _ in range(10_000):
+        budget.earn()
+        spent += budget.spend()
+    assert 1000 <= spent <= 1021
+    quiet = Budget(share=0.1, reserve=20)
+    for _ in range(10_000):
+        quiet.earn()
+    assert sum(quiet.spend() for _ in range(100)) == 20
+
+
+class Now:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def opened(now: Now) -> Breaker:
+    breaker = Breaker(3, 5.0, now)
+    for _ in range(3):
+        permit = breaker.admit()
+        assert permit is not None
+        permit.failed()
+    return breaker
+
+
+def test_a_breaker_opens_after_failures_in_a_row_only() -> None:
+    breaker = Breaker(3, 5.0, Now())
+    for failed in (True, True, False, True, True, False):
+        permit = breaker.admit()
+        assert permit is not None
+        permit.failed() if failed else permit.succeeded()
+    assert breaker.closed
+    left = breaker.admit()
+    assert left is not None
+    left.abandoned()
+    assert breaker.closed
+
+
+def test_one_request_at_a_time_tries_a_half_open_breaker() -> None:
+    now = Now()
+    breaker = opened(now)
+    assert breaker.admit() is None and breaker.wait == 5.0
+    now.time += 5
+    probe = breaker.admit()
+    assert probe is not None and breaker.admit() is None
+    probe.failed()
+    assert breaker.admit() is None
+    now.time += 5
+    second = breaker.admit()
+    assert second is not None
+    second.abandoned()  # its client left: nothing is known, the next may try
+    third = breaker.admit()
+    assert third is not None
+    third.succeeded()
+    assert breaker.closed
+
+
+def test_a_probe_that_begins_to_answer_closes_the_breaker_and_still_counts_its_end() -> None:
+    now = Now()
+    breaker = opened(now)
+    now.time += 5
+    probe = breaker.admit()
+    assert probe is not None
+    probe.alive()
+    assert breaker.closed and breaker.admit() is not None
+    probe.failed()
+    assert breaker.closed
+    for _ in range(2):
+        permit = breaker.admit()
+        assert permit is not None
+        permit.failed()
+    assert not breaker.closed
+
+
+def test_blame() -> None:
+    assert blame(failure(Fault.BUSY, "rate_limit_exceeded")) == 0 and blame(failure(Fault.BUSY)) == 1
+    assert blame(failure(Fault.REFUSED)) == 0 and blame(failure(Fault.MISCONFIGURED)) == 3
