@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .card import AdapterBackend, Card, CardError
+from .card import AdapterBackend, AdapterSlots, Card, CardError
 from .weights import hub_snapshot
 
 CONFIG = "adapter_config.json"
@@ -116,17 +116,25 @@ def read_adapter(folder: Path, backend: AdapterBackend | None = None) -> Adapter
     return adapter
 
 
-def check_fit(adapter: Adapter, base: Path, max_rank: int) -> None:
-    """Compare the adapter with the base model's own tensors.
+def check_fit(adapter: Adapter, base: Path | None, slots: AdapterSlots) -> None:
+    """Compare the adapter with the engine's room for it and, where `base` is known, the base model's own tensors.
 
     Raises:
-        AdapterError: too high a rank, a module that the base does not have, another shape, or a tensor that is missing.
+        AdapterError: too high a rank, a module that the engine does not adapt or the base does not have, another shape,
+            or a tensor that is missing.
     """
-    if adapter.rank > max_rank:
-        raise AdapterError(f"the adapter has rank {adapter.rank}, its engine takes up to {max_rank}")
-    modules = base_modules(base)
-    if not modules:
-        return  # no safetensors to compare with: the engine itself refuses what does not fit
+    if adapter.rank > slots.max_rank:
+        raise AdapterError(f"the adapter has rank {adapter.rank}, its engine takes up to {slots.max_rank}")
+    for module in adapter.pairs:
+        if module.rpartition(".")[2] not in slots.modules:
+            listed = ", ".join(slots.modules)
+            raise AdapterError(f"the engine has no room for the tensor {_tensor(module, 'A')}; it adapts {listed}")
+    modules = base_modules(base) if base is not None else {}
+    if modules:  # else the engine itself refuses what does not fit
+        _compare(adapter, modules)
+
+
+def _compare(adapter: Adapter, modules: Mapping[str, set[Shape]]) -> None:
     for module, (a, b) in adapter.pairs.items():
         shapes = modules.get(_tail(module))
         if shapes is None:

@@ -50,9 +50,7 @@ def stage(card: Card, engine: Card, home: Path | None) -> Staged:
         raise AdapterError(f"the engine of {engine.name!r} takes no adapters; set `adapters` in its backend")
     adapter = read_adapter(locate_adapter(card.backend), card.backend)
     source = locate(engine.backend.model, engine.backend.revision)
-    base = present(engine.backend.model, engine.backend.revision)
-    if base is not None:
-        check_fit(adapter, base, engine.backend.adapters.max_rank)
+    check_fit(adapter, present(engine.backend.model, engine.backend.revision), engine.backend.adapters)
     target = home / f"{card.name}-{adapter.digest(source)}"
     if not target.is_dir():
         _copy(adapter, target, source)

@@ -55,9 +55,7 @@ def check_adapter(backend: AdapterBackend, others: Sequence[Card]) -> None:
     adapter = read_adapter(locate_adapter(backend), backend)
     engine = next((other.backend for other in others if other.name == backend.engine), None)
     if isinstance(engine, EngineBackend) and engine.adapters is not None:
-        base = present(engine.model, engine.revision)
-        if base is not None:
-            check_fit(adapter, base, engine.adapters.max_rank)
+        check_fit(adapter, present(engine.model, engine.revision), engine.adapters)
 
 
 def check_pool(

@@ -188,7 +188,9 @@ def engine_settings(card: Card, source: str, key: str, staged: str = "") -> dict
     if staged:  # an engine on this machine, where this package is installed
         engine["middleware"] = [f"{Guard.__module__}.{Guard.__qualname__}"]
     if backend.adapters is not None:
-        engine |= {"enable_lora": True, "max_loras": backend.adapters.max, "max_lora_rank": backend.adapters.max_rank}
+        room = backend.adapters
+        engine |= {"enable_lora": True, "max_loras": room.max, "max_lora_rank": room.max_rank}
+        engine["lora_target_modules"] = room.modules
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": card.name, "model_source": source},
         "engine_kwargs": engine,

@@ -20,11 +20,12 @@ from collegium.experts.adapter import (
     shipped_adapters,
 )
 from collegium.experts.adapter_staging import stage, sweep
-from collegium.experts.card import AdapterBackend, Card, CardError, parse_card
+from collegium.experts.card import AdapterBackend, AdapterSlots, Card, CardError, parse_card
 from collegium.experts.plan import Machine, plan_memory
 from collegium.experts.pool import parse_pool
 from collegium.experts.preflight import check_adapter
 
+SLOTS = AdapterSlots(max=2, max_rank=8)
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 
 
@@ -45,7 +46,7 @@ def adapter_card(name: str, adapter: object, **more: object) -> Card:
 def test_an_adapter_of_the_base_fits(tmp_path: Path) -> None:
     found = read_adapter(adapter_folder(tmp_path / "a"))
     assert found.rank == RANK and len(found.pairs) == 4
-    check_fit(found, base_folder(tmp_path / "base"), 8)
+    check_fit(found, base_folder(tmp_path / "base"), SLOTS)
 
 
 def drop(name: str) -> Callable[[Tensors], object]:
@@ -54,6 +55,11 @@ def drop(name: str) -> Callable[[Tensors], object]:
 
 def put(name: str, shape: tuple[int, ...]) -> Callable[[Tensors], object]:
     return lambda made: made.update({name: np.zeros(shape, np.float32)})
+
+
+def output_layer(made: Tensors) -> None:
+    for half, shape in (("A", (RANK, 8)), ("B", (100, RANK))):
+        put(f"base_model.model.lm_head.lora_{half}.weight", shape)(made)
 
 
 def whole_module(made: Tensors) -> None:
@@ -71,6 +77,7 @@ def whole_module(made: Tensors) -> None:
         (put(Q0 + "A.weight", (3, 8)), {}, Q0 + "A.weight has rank 3"),
         (put(Q0.replace(".0.", ".5.") + "A.weight", (2, 8)), {}, r"layers\.5\..*lora_B.weight is missing"),
         (put("base_model.model.lm_head.weight", (4, 8)), {}, "lm_head.weight is no half of a LoRA pair"),
+        (output_layer, {}, r"no room for the tensor base_model\.model\.lm_head\.lora_A\.weight; it adapts q_proj"),
         (lambda made: None, {"modules_to_save": ["lm_head"]}, "modules_to_save"),
         (lambda made: None, {"use_dora": True}, "use_dora"),
         (lambda made: None, {"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
@@ -84,7 +91,7 @@ def test_what_does_not_fit_is_refused_by_the_tensors_name(
 ) -> None:
     folder = adapter_folder(tmp_path / "a", change, settings)
     with pytest.raises(AdapterError, match=said):
-        check_fit(read_adapter(folder), base_folder(tmp_path / "base"), 8)
+        check_fit(read_adapter(folder), base_folder(tmp_path / "base"), SLOTS)
 
 
 def test_a_layer_that_the_base_does_not_have(tmp_path: Path) -> None:
@@ -94,7 +101,7 @@ def test_a_layer_that_the_base_does_not_have(tmp_path: Path) -> None:
 
     found = read_adapter(adapter_folder(tmp_path / "a", deeper))
     with pytest.raises(AdapterError, match=r"layers\.7\.self_attn\.q_proj\.lora_A\.weight; it is of another base"):
-        check_fit(found, base_folder(tmp_path / "base"), 8)
+        check_fit(found, base_folder(tmp_path / "base"), SLOTS)
 
 
 def test_layers_that_are_not_to_be_transformed_are_not_missed(tmp_path: Path) -> None:
@@ -103,13 +110,13 @@ def test_layers_that_are_not_to_be_transformed_are_not_missed(tmp_path: Path) ->
             made.pop(name)
 
     found = read_adapter(adapter_folder(tmp_path / "a", last_only, {"layers_to_transform": [1]}))
-    check_fit(found, base_folder(tmp_path / "base"), 8)
+    check_fit(found, base_folder(tmp_path / "base"), SLOTS)
 
 
 def test_too_high_a_rank(tmp_path: Path) -> None:
     found = read_adapter(adapter_folder(tmp_path / "a", rank=16))
     with pytest.raises(AdapterError, match="rank 16, its engine takes up to 8"):
-        check_fit(found, base_folder(tmp_path / "base"), 8)
+        check_fit(found, base_folder(tmp_path / "base"), SLOTS)
 
 
 def test_a_cut_file_a_changed_file_and_no_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -95,6 +96,23 @@ def test_base_and_adapters_answer_each_in_its_own_way(pool: Pool) -> None:
     values = {name: likelihood(name) for name in ("general", "smollm2-science", "smollm2-coding")}
     assert len(set(values.values())) == 3
     assert values["smollm2-science"] > values["general"] + 0.3  # nats; 1.0 measured
+
+
+def test_prompts_scored_together(pool: Pool) -> None:
+    """Log-probabilities of several prompts at once, with the output layer adapted, ended the engine."""
+    engines = pool.engines()
+
+    def score(name: str) -> int:
+        client, model = reach(pool, name)
+        body = {"model": model, "prompt": KNOWN * 5, "echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0}
+        headers = {"authorization": f"Bearer {engine_key(pool.state.internal_key(), 'general')}"}
+        url = f"{client.base_url}/completions"
+        return httpx2.post(url, json=body, headers=headers, timeout=300, trust_env=False).status_code
+
+    names = ["general", "smollm2-science", "smollm2-coding", "general"] * 3
+    with ThreadPoolExecutor(12) as threads:
+        assert set(threads.map(score, names)) == {200}
+    assert pool.engines() == engines
 
 
 def test_one_is_added_while_another_streams(pool: Pool) -> None:
