@@ -44,6 +44,7 @@ from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_enco
 from ..router.manifest import ArtefactError
 from ..router.text import bounded
 from .ensemble import command as ensemble
+from .seen import router_behind, unseen_samples
 
 ENCODER_TOKENS = 256
 """MiniLM's own limit: a replay may read more of a long question than the edge has time for."""
@@ -68,6 +69,7 @@ command.add_command(ensemble, "ensemble")
 @click.option(
     "--router", type=click.Path(path_type=Path), help="Router artefact.  [default: trained on the other folds]"
 )
+@click.option("--drop-seen", is_flag=True, help="Leave out what the router was trained on, instead of refusing.")
 @click.option(
     "--policy",
     type=click.Choice(["skills", "outcome"]),
@@ -94,6 +96,7 @@ def replay(
     outcomes: Path,
     experts: str,
     router: Path | None,
+    drop_seen: bool,
     policy: str,
     generalist: str | None,
     folds: int,
@@ -108,7 +111,7 @@ def replay(
     """Judge the routing on recorded answers, without asking any model."""
     pool = [name.strip() for name in experts.split(",") if name.strip()]
     try:
-        table = _table(outcomes, pool, parse_prices(prices))
+        table = _table(outcomes, pool, parse_prices(prices), router, drop_seen)
         fold = fold_of(table.samples, folds, seed)
         learnt = _learnt(table, router, policy == "outcome", cache or default_cache(), seed)
         crossed = cross_validate(table, fold, learnt.labels, learnt.posteriors, qualities=learnt.qualities)
@@ -148,6 +151,7 @@ def replay(
     type=click.Path(path_type=Path),
     help="The artefact that the endpoint routes with: draws the curves and the calibration too.",
 )
+@click.option("--drop-seen", is_flag=True, help="Leave out what the router was trained on, instead of refusing.")
 @click.option("--api-key-env", help="Environment variable that holds the endpoint's key.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.html and figures.")
@@ -172,6 +176,7 @@ def run(
     concurrency: int,
     pool: str | None,
     router: Path | None,
+    drop_seen: bool,
     api_key_env: str | None,
     seed: int,
     report: Path | None,
@@ -186,6 +191,9 @@ def run(
         plan = Plan(kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed)
         price = card_prices(load_pool(pool)) if pool else None
         key = os.environ.get(api_key_env) if api_key_env else None
+        behind = router or (router_behind(endpoint, key) if ROUTED in asked else None)
+        if behind is not None:
+            samples = unseen_samples(samples, behind, drop_seen)
         records = asyncio.run(_ask(RunFolder(out), endpoint, key, plan, samples, worked, price, concurrency))
         judged = kind != "perplexity" and ROUTED in asked and len(asked) > 1
         known = _known(samples, worked, plan.style, router) if judged and router else None
@@ -242,11 +250,16 @@ def _print(judgement: Judgement, as_json: bool) -> None:
     )
 
 
-def _table(outcomes: Path, pool: list[str], prices: dict[str, Price]) -> Table:
+def _table(outcomes: Path, pool: list[str], prices: dict[str, Price], router: Path | None, drop_seen: bool) -> Table:
+    """The table of recorded answers, without questions that the router was trained on."""
     if outcomes.is_dir():
         run = RunFolder(outcomes)
-        return build_table(run.samples(), run.records(), pool, prices)
-    return build_table(*read_outcomes(outcomes, pool), pool, prices)
+        samples, records = run.samples(), run.records()
+    else:
+        samples, records = read_outcomes(outcomes, pool)
+    if router is not None:
+        samples = unseen_samples(samples, router, drop_seen)
+    return build_table(samples, records, pool, prices)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

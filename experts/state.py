@@ -8,6 +8,8 @@ import os
 import secrets
 from pathlib import Path
 
+ROUTERS = "routers"
+
 
 class StateFolder:
     """Paths and secrets under one folder of mode 0700.
@@ -33,7 +35,7 @@ class StateFolder:
     @property
     def routers(self) -> Path:
         """Folder of the promoted routers, each under its version."""
-        return self.path / "routers"
+        return self.path / ROUTERS
 
     @property
     def ray_token_file(self) -> Path:

@@ -1,6 +1,6 @@
 """Kind `extended`: a router with classes added by example, by the prototype of each, without retraining.
 
-As in Nexus (Yadav et al. 2024: new experts by prototype), here with a gate under which the old posterior stays as it is.
+As in Nexus (Gritsch et al. 2024) by prototype, here with a gate under which the old posterior stays as it is.
 """
 
 from __future__ import annotations
