@@ -90,7 +90,7 @@ class Dispatcher:
                 return None
             if case.answer.started:
                 raise failure
-            if once or not same_again(failure, target.retry_safe, sent, others):
+            if (once and executed(failure)) or not same_again(failure, target.retry_safe, sent, others):
                 return failure
             wait = pause(failure, sent, self._chance)
             fits = wait <= self._settings.patience and asyncio.get_running_loop().time() + wait < case.end

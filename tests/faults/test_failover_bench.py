@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from collegium.serve.breaker import Breaker
 from faults import behaviours as do
+from faults.expert import Behaviour, answer
 from faults.kit import Lab, laboratory
 
 LONG = "60 tokens"
@@ -49,7 +50,7 @@ def test_c02_rate_limited_for_ever(lab: Lab, tag: str, seed: int) -> None:
 
 
 def test_c03_server_error_once(lab: Lab, tag: str, seed: int) -> None:
-    lab.main.plan(tag, do.status(500), do.answer, do.status(500), do.status(500))
+    lab.main.plan(tag, do.status(500), answer, do.status(500), do.status(500))
     safe = lab.ask(f"{tag} {LONG}", "safe")
     assert (safe.text, len(lab.main.of(tag))) == (lab.right(f"{tag} {LONG}"), 2)
     paid = lab.ask(f"{tag} {LONG}", "math")
@@ -70,9 +71,9 @@ def test_c04_unavailable_for_ever(lab: Lab, tag: str, seed: int) -> None:
 @pytest.mark.parametrize("fault", [do.reset, do.close])
 @pytest.mark.parametrize("stream", [True, False])
 def test_c05_connection_ends_before_the_headers(
-    lab: Lab, tag: str, seed: int, fault: do.Behaviour, stream: bool
+    lab: Lab, tag: str, seed: int, fault: Behaviour, stream: bool
 ) -> None:
-    lab.main.plan(tag, fault, do.answer, fault)
+    lab.main.plan(tag, fault, answer, fault)
     safe = lab.ask(f"{tag} {LONG}", "safe", stream=stream)
     assert (safe.text, safe.done) == (lab.right(f"{tag} {LONG}"), True)
     assert lab.attempts(safe) == [("safe", "reset"), ("safe", "ok")]
@@ -123,7 +124,7 @@ def test_c08_cut_and_told(lab: Lab, tag: str, seed: int, how: str, model: str, t
 
 
 def test_c09_stalled(lab: Lab, tag: str, seed: int) -> None:
-    lab.main.plan(tag, do.broken(30, "stall"), do.answer, do.broken(30, "stall"))
+    lab.main.plan(tag, do.broken(30, "stall"), answer, do.broken(30, "stall"))
     reply = lab.ask(f"{tag} {LONG}", "coding", stream=True)
     assert (reply.text, reply.done) == (lab.right(f"{tag} {LONG}"), True)
     told = lab.ask(f"{tag} {LONG}", "math", stream=True)

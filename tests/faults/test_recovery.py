@@ -111,7 +111,7 @@ def test_d01_killed_with_a_request_in_work(tmp_path: Path) -> None:
         while lab.app.ledger.in_flight < 2:
             time.sleep(0.01)
         child.kill()
-        assert (unnamed.result().status, unnamed.result().model) == (200, "general")
+        assert (unnamed.result().status, unnamed.result().model) == (200, "general"), lab.attempts(unnamed.result())
         assert (named.result().status, named.result().code) == (502, "upstream_connection_failed")
         assert named.result().headers["x-should-retry"] == "true"
 
