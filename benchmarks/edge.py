@@ -130,7 +130,7 @@ def _card(port: int) -> dict[str, object]:
 def _start_serve(folder: Path, pool: Path, port: int, admin_port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "collegium.cli.main", "serve", str(pool), "--state", str(folder / "state")]
     command += ["--port", str(port), "--admin-port", str(admin_port)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"})
 
 
 async def _compare(

@@ -15,6 +15,7 @@ from collegium.router.decision import Policy
 from collegium.router.posterior import Posterior
 from collegium.serve.edge import create_app
 from collegium.serve.gate import Edge
+from collegium.serve.protocol import bounded_protocol
 from collegium.serve.settings import EdgeSettings
 from collegium.serve.snapshot import RoutingModel, Sources
 from echo_expert import EchoExpert, served
@@ -115,6 +116,6 @@ def running(
         )
         sources = Sources("internal", environment or {})
         app = create_app(settings, registry, router or KeywordRouter(), sources)
-        with served(app) as url, httpx2.Client(trust_env=False, timeout=20) as http:
+        with served(app, bounded_protocol(settings)) as url, httpx2.Client(trust_env=False, timeout=20) as http:
             yield Running(url, pool, echo, http, app)
     registry.close()

@@ -43,7 +43,7 @@ def _serving(echo: EchoExpert, folder: Path) -> Iterator[Serving]:
     pool = folder / "pool.yaml"
     pool.write_text(yaml.safe_dump([_card("general", echo.url, generalist=True)]))
     port, admin_port = free_ports(("public", "admin")).values()
-    environment = {**os.environ, "PYTHONPATH": str(hidden)}
+    environment = {**os.environ, "PYTHONPATH": str(hidden), "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"}
     running = Serving(folder / "state", port, admin_port, environment, str(pool))
     running.start()
     try:
@@ -95,6 +95,13 @@ def test_an_expert_added_live_disturbs_nobody(serving: Serving, echo: EchoExpert
         done.set()
         asking.join()
     assert failures == []
+
+
+def test_an_expert_inside_the_own_network_is_refused(serving: Serving, echo: EchoExpert) -> None:
+    inside = _card("inside", echo.url.replace("127.0.0.1", "127.0.0.2"))
+    refused = serving.http.post(f"{serving.admin}/experts", json=inside, headers=serving.admin_headers)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "card")
+    assert "--allow-network 127.0.0.2" in refused.json()["error"]["message"]
 
 
 def test_a_second_one_on_the_same_folder_is_refused(serving: Serving) -> None:
