@@ -164,13 +164,15 @@ def check_free_memory(card: Card, *, local: bool) -> None:
 
 
 def is_idle(base_url: str) -> bool:
-    """Whether an engine has no request running or waiting. One that does not answer has none."""
+    """Whether an engine says that no request runs or waits. One that does not answer has none."""
     try:
         answer = httpx2.get(base_url.removesuffix("/v1") + "/metrics", timeout=2.0, trust_env=False)
     except httpx2.HTTPError:
         return True
+    if answer.status_code != 200:  # HAProxy's, where no replica is left
+        return True
     counts = [line.rsplit(" ", 1)[1] for line in answer.text.splitlines() if line.startswith(_RUNNING)]
-    return not any(float(count) for count in counts)
+    return bool(counts) and not any(float(count) for count in counts)
 
 
 def _log(text: str) -> None:

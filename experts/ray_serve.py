@@ -194,6 +194,7 @@ def engine_settings(card: Card, source: str, key: str, staged: str = "") -> dict
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": card.name, "model_source": source},
         "engine_kwargs": engine,
+        "log_engine_metrics": False,  # else they go to Ray, and /metrics does not say which requests run
         "deployment_config": _deployment(backend),
         "runtime_env": {"env_vars": _variables(backend, source, key, staged)},
     }

@@ -98,7 +98,9 @@ class FakeReplica:
     def metrics(self) -> str:
         """As vLLM writes them: a series for each state that was, the newest with the highest time."""
         labels = 'vllm:lora_requests_info{engine="0",running_lora_adapters="%s",waiting_lora_adapters=""} %s'
-        return "\n".join([labels % ("long-gone", "1.7e+09"), labels % (",".join(sorted(self.busy)), "1.8e+09"), ""])
+        running = f'vllm:num_requests_running{{engine="0"}} {len(self.busy)}.0'
+        newest = labels % (",".join(sorted(self.busy)), "1.8e+09")
+        return "\n".join([running, labels % ("long-gone", "1.7e+09"), newest, ""])
 
 
 def _handler(replica: FakeReplica) -> type[BaseHTTPRequestHandler]:

@@ -77,3 +77,20 @@ def test_the_same_card_on_gpus_scales_and_pins_its_revision() -> None:
     assert scaling == {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 8}
     variables = settings["runtime_env"]["env_vars"]
     assert "HF_HUB_OFFLINE" not in variables and "VLLM_CPU_KVCACHE_SPACE" not in variables
+
+
+def test_room_for_adapters_is_made_at_the_start_and_every_path_of_a_local_engine_is_guarded() -> None:
+    adapters = {"max": 3, "max_rank": 32}
+    backend = {**BACKEND, "accelerator": "cpu", "adapters": adapters}
+    card = parse_card({"name": "small", "backend": backend})
+    settings = engine_settings(card, "/models/small", "k3y", "/state/adapters")
+    engine, variables = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
+    assert (engine["enable_lora"], engine["max_loras"], engine["max_lora_rank"]) == (True, 3, 32)
+    assert "q_proj" in engine["lora_target_modules"] and "lm_head" not in engine["lora_target_modules"]
+    assert engine["middleware"] == ["collegium.experts.guard.Guard"]
+    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert variables["VLLM_LORA_RESOLVER_CACHE_DIR"] == "/state/adapters"
+    assert settings["log_engine_metrics"] is False
+    elsewhere = engine_settings(card, "lab/model", "k3y")
+    assert "middleware" not in elsewhere["engine_kwargs"]
+    assert "VLLM_LORA_RESOLVER_CACHE_DIR" not in elsewhere["runtime_env"]["env_vars"]
