@@ -32,6 +32,11 @@ class Router:
         return self.manifest.version
 
     @property
+    def inline(self) -> bool:
+        """Whether the edge reads prompts in its event loop: a thread would cost more than the reading."""
+        return self.classifier.inline
+
+    @property
     def threshold(self) -> float:
         return self.manifest.threshold
 

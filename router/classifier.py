@@ -56,6 +56,8 @@ class Classifier(ABC):
     """
 
     kind: ClassVar[str]
+    inline: ClassVar[bool] = False
+    """Whether reading a prompt takes so little (well under a millisecond) that a thread for it costs more."""
 
     def __init__(self, text: TextRecord = DEFAULT_TEXT, seed: int = 0) -> None:
         self.text = text

@@ -31,6 +31,7 @@ class NgramClassifier(Classifier):
     """Sublinear TF-IDF over `buckets` hashed n-grams, of unit length; logistic regression with weights in 8 bits."""
 
     kind: ClassVar[str] = "tfidf"
+    inline: ClassVar[bool] = True
 
     def __init__(
         self, text: TextRecord = DEFAULT_TEXT, seed: int = 0, regularisation: float = 10.0, buckets: int = BUCKETS
