@@ -15,6 +15,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
 Domain = Annotated[str, Field(min_length=1, max_length=100)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
+_OUR_VARIABLES = ("COLLEGIUM_", "RAY_", "VLLM_")
 RESERVED_NAMES = frozenset({"auto"})
 
 # Engine options a card may set. Anything that loads code or files (trust_remote_code, chat templates by path, plugins)
@@ -119,6 +120,14 @@ class RemoteBackend(_Strict):
     model: str = Field(min_length=1)
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     retry_safe: bool = False
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _not_ours(cls, name: str | None) -> str | None:
+        # A card may come from a stranger: it must not have our own secrets sent to its URL.
+        if name is not None and name.upper().startswith(_OUR_VARIABLES):
+            raise ValueError(f"{name} is one of collegium's own variables; name the one with the key to this URL")
+        return name
 
     @field_validator("url")
     @classmethod

@@ -66,6 +66,8 @@ def log_exchange(exchange: Exchange) -> None:
                 "seconds": round(exchange.seconds, 4),
                 "first_byte": _rounded(exchange.first_byte),
                 "classified": _rounded(exchange.classified),
+                "prompt_tokens": exchange.used.prompt,
+                "completion_tokens": exchange.used.completion,
                 "bytes_in": exchange.bytes_in,
                 "bytes_out": exchange.bytes_out,
                 "malformed": exchange.malformed,

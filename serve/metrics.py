@@ -49,6 +49,13 @@ class Metrics:
             "collegium_fallbacks_total", "Requests that another than the decided expert answered.", ("why",),
             registry=self._registry,
         )  # fmt: skip
+        self._refused = Counter(
+            "collegium_refused_total", "Requests refused before any expert was asked.", ("code",),
+            registry=self._registry,
+        )  # fmt: skip
+        self._tokens = Counter(
+            "collegium_tokens_total", "Tokens, as experts counted them.", ("expert", "kind"), registry=self._registry,
+        )  # fmt: skip
         self._running = Gauge(
             "collegium_requests_in_flight", "Requests being answered.", registry=self._registry,
             multiprocess_mode="livesum",
@@ -72,6 +79,11 @@ class Metrics:
         for attempt in exchange.attempts:
             attempt.close("cancelled")
             self._attempts.labels(attempt.expert, attempt.kind, attempt.result).inc()
+        if end is End.REFUSED:
+            self._refused.labels(exchange.code).inc()
+        for kind, count in (("prompt", exchange.used.prompt), ("completion", exchange.used.completion)):
+            if count:
+                self._tokens.labels(expert, kind).inc(count)
         self._latency.labels(exchange.route, expert).observe(exchange.seconds)
         if exchange.classified is not None:
             self._classifier.observe(exchange.classified)

@@ -142,7 +142,7 @@ def test_a_registry_from_before_there_were_scopes_opens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "concurrent"])
 def test_a_limit_of_nothing_is_refused(limit: str) -> None:
     with pytest.raises(ValueError, match=f"{limit} is 0"):
-        KeyScope(**{limit: 0})
+        KeyScope(**{limit: 0})  # type: ignore[arg-type]
 
 
 def test_the_command_line_adds_lists_rotates_and_revokes(run: Run, registry: Registry) -> None:

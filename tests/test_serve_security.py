@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from collegium.experts.card import parse_card
+from collegium.experts.card import CardError, parse_card
 from collegium.experts.networks import Networks
 from collegium.experts.registry import KeyScope, State
 from collegium.experts.state import engine_key
@@ -18,6 +18,7 @@ from serve_kit import Running, card, running
 from test_experts_networks import canary
 
 SETTINGS = EdgeSettings(first_byte=5, between_events=5, total=20)
+THIEF = {"kind": "remote", "url": "https://a.example/v1", "model": "m"}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -120,3 +121,19 @@ def test_what_is_allowed_is_asked_and_our_own_engines_always_are(tmp_path: Path)
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     with running(tmp_path) as edge:
         assert edge.chat("!redirect", model="general").status_code == 502
+
+
+@pytest.mark.parametrize("name", ["COLLEGIUM_INTERNAL_KEY", "collegium_admin_key", "RAY_AUTH_TOKEN", "VLLM_API_KEY"])
+def test_a_card_cannot_have_our_own_secrets_sent_to_its_url(name: str) -> None:
+    with pytest.raises(CardError, match="collegium's own variables"):
+        parse_card({"name": "thief", "backend": {**THIEF, "api_key_env": name}})
+    assert parse_card({"name": "fine", "backend": {**THIEF, "api_key_env": "THEIR_KEY"}})
+
+
+def test_tokens_and_refusals_are_counted(tmp_path: Path) -> None:
+    with running(tmp_path) as edge:
+        edge.chat("hello", model="general")
+        edge.chat("hello", model="nobody")
+        told = edge.get("/metrics").text
+    assert 'collegium_tokens_total{expert="general",kind="prompt"} 3.0' in told
+    assert 'collegium_refused_total{code="model_not_found"} 1.0' in told
