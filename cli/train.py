@@ -17,9 +17,9 @@ from ..router.risk import RiskControl
 from ..training.data import Columns, DataError, Prompt, load_prompts
 from ..training.data_card import data_card
 from ..training.guarantee import train_with_guarantee
-from ..training.recipes import COMMITTEE, TEACHERS, TRAINED
+from ..training.recipes import COMMITTEE, TEACHERS, TRAINED, Options
 from ..training.split import Positions, near_duplicate_groups
-from ..training.train import Options, Report, Trained, train
+from ..training.train import Report, Trained, train
 from ..training.tuning import Tuning
 from ..training.versions import following, version_before
 from .data_card import print_card

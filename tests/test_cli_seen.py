@@ -17,7 +17,8 @@ from collegium.router.artefact import STARTER
 from collegium.router.manifest import read_artefact
 from collegium.router.store import keep
 from collegium.training.data import Prompt
-from collegium.training.train import Options, train
+from collegium.training.recipes import Options
+from collegium.training.train import train
 from router_kit import labelled
 
 

@@ -12,15 +12,18 @@ import pytest
 from click.testing import CliRunner, Result
 from collegium.cli.main import main
 from collegium.router.artefact import ArtefactError, load_router
+from collegium.router.calibration import Floats
 from collegium.router.decision import Policy, decide
 from collegium.router.extension import Extension
 from collegium.router.manifest import Manifest, read_artefact, write_artefact
+from collegium.router.ngrams import unit
 from collegium.router.seen import seen_rows
 from collegium.router.skills import candidate
 from collegium.training.data import DataError, Prompt
 from collegium.training.extend import extend, remove_label
 from collegium.training.prototypes import place
-from collegium.training.train import Options, train
+from collegium.training.recipes import Options
+from collegium.training.train import train
 from router_kit import labelled
 
 COOKING = [
@@ -190,9 +193,8 @@ def test_the_gate_lets_through_as_many_as_were_allowed() -> None:
     rng = np.random.default_rng(1)
     centres = np.eye(16)[:4] * 3
 
-    def drawn(which: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        points = centres[which] + rng.normal(size=(count, 16))
-        return points / np.linalg.norm(points, axis=1, keepdims=True)
+    def drawn(which: int, count: int) -> Floats:
+        return unit(centres[which] + rng.normal(size=(count, 16)))
 
     old, routes = np.vstack([drawn(k, 400) for k in range(3)]), np.repeat(np.arange(3), 400)
     placed = place("new", drawn(3, 32), old, routes, 3, 0.005)

@@ -15,7 +15,8 @@ from collegium.router.artefact import Router, load_router
 from collegium.router.seen import SEEN, seen_rows
 from collegium.training.compare import compare, mcnemar, refuse_seen, unseen
 from collegium.training.data import DataError, Prompt
-from collegium.training.train import Options, train
+from collegium.training.recipes import Options
+from collegium.training.train import train
 from router_kit import labelled
 
 PROMPTS = [Prompt(row, text, label) for row, (text, label) in enumerate(labelled(), start=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -174,7 +174,7 @@ def test_many_labels_and_long_texts(tmp_path: Path) -> None:
     assert {len(prompt.text) for prompt in load_prompts(table)} == {8_000}
 
 
-def parquet(path: Path, columns: dict[str, object], metadata: dict[str, object] | None = None) -> Path:
+def parquet(path: Path, columns: Mapping[str, object], metadata: Mapping[str, object] | None = None) -> Path:
     table = pyarrow.table(columns)
     if metadata is not None:
         table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
