@@ -75,7 +75,9 @@ def test_mistakes_show_the_nearest_training_prompts(report: RouterReport) -> Non
     mistake = next(one for one in report.mistakes if one.text == HOSTILE)
     assert (mistake.label, mistake.predicted) == ("math", "law") and len(mistake.neighbours) == 3
     similarities = [one.similarity for one in mistake.neighbours]
-    assert similarities == sorted(similarities, reverse=True) and "divorce" in mistake.neighbours[0].text
+    assert similarities == sorted(similarities, reverse=True) and any(
+        "divorce" in one.text for one in mistake.neighbours
+    )
     surest = [one.confidence for one in report.mistakes]
     assert surest == sorted(surest, reverse=True)
 
@@ -117,8 +119,8 @@ def test_auroc_by_hand() -> None:
 def test_the_page_is_whole_and_escapes_what_prompts_say(report: RouterReport, tmp_path: Path) -> None:
     page = write_report([report], tmp_path, "collegium router report '<x>'").read_text()
     assert "<script" not in page and "&lt;script&gt;alert" in page and "<b>source" not in page
-    assert not re.search(r'(src|href)="(?!#)', page) and "url(http" not in page and "@import" not in page
-    for text in ("What is taken for what", "Robustness", "Novelty", "reliability" and "Calibration", "repeat it"):
+    assert not re.search(r'(src|href)="(?!#|data:image/png)', page) and "url(http" not in page and "@import" not in page
+    for text in ("What is taken for what", "Robustness", "Novelty", "Calibration", "repeat it"):
         assert text in page
     assert "&#x27;&lt;x&gt;&#x27;" in page and f"{percent(report.accuracy, True)} %" in page
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -137,9 +139,8 @@ def test_the_same_report_is_the_same_page(report: RouterReport, tmp_path: Path) 
 
 def test_long_prompts_are_cut_and_no_mistakes_are_said(report: RouterReport, tmp_path: Path) -> None:
     mistake = replace(report.mistakes[0], text="very long " * 1_000)
-    assert len(write_report([replace(report, mistakes=(mistake,))], tmp_path, "x").read_text()) < len(
-        write_report([report], tmp_path, "x").read_text()
-    )
+    page = write_report([replace(report, mistakes=(mistake,))], tmp_path, "x").read_text()
+    assert page.count("very long ") == 50
     assert "<p>None.</p>" in write_report([replace(report, mistakes=(), sources=())], tmp_path, "x").read_text()
 
 
@@ -166,7 +167,9 @@ def test_report_from_the_command_line(folder: Path, asked: list[Prompt], report:
     strange = write_prompts(tmp_path / "strange.jsonl", [*asked, Prompt(1, "boil an egg", "cooking", None)])
     refused = cli("report", folder, "--data", strange, "--json")
     assert refused.exit_code == 1 and "the router has no label 'cooking' (1 such rows)" in refused.stderr
-    assert json.loads(cli("report", folder, "--data", strange, "--drop-unknown", "--json").stdout)[0]["rows"] == len(asked)
+    assert json.loads(cli("report", folder, "--data", strange, "--drop-unknown", "--json").stdout)[0]["rows"] == len(
+        asked
+    )
     assert cli("report", folder, "--data", data).exit_code == 2
 
 
