@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from collegium.training.prototypes import place
 from collegium.training.recipes import Options
 from collegium.training.train import train
 from router_kit import labelled
+from serve_kit import running, specialist
 
 COOKING = [
     f"{verb} {dish}"
@@ -112,6 +114,16 @@ def test_an_expert_of_the_new_class_gets_its_prompts(extended: Path) -> None:
     router = load_router(extended)
     assert decide(router.posterior(ASKED[0]), experts, Policy()).expert == "cook"
     assert decide(router.posterior("explain the landlord contract"), experts, Policy()).expert == "general"
+
+
+def test_the_edge_serves_an_extended_router(extended: Path, tmp_path: Path) -> None:
+    with running(tmp_path, router=load_router(extended)) as edge:
+        edge.pool.add(specialist("cook", edge.echo.url, "cooking"))
+        while "cook" not in {model["id"] for model in edge.get("/v1/models").json()["data"]}:
+            time.sleep(0.02)
+        answer = edge.chat(ASKED[0])
+        assert answer.json()["model"] == "cook" and answer.headers["x-collegium-domain"] == "cooking"
+        assert edge.chat("explain the landlord contract").headers["x-collegium-expert"] != "cook"
 
 
 def test_examples_count_as_seen(base: Path, extended: Path) -> None:
