@@ -39,6 +39,11 @@ class Breaker:
         self._probing = True
         return Permit(self, probe=True)
 
+    def hurry(self) -> None:
+        """The expert seems to be back: the next request may try at once."""
+        if self._retry_at is not None:
+            self._retry_at = self._clock()
+
     def _succeeded(self) -> None:
         self._failures = 0
         self._retry_at = None

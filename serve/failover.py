@@ -46,6 +46,7 @@ class Dispatcher:
         self._metrics = metrics
         self._budget = Budget()
         self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._watches: dict[Breaker, asyncio.Task[None]] = {}
         self._chance = random.Random()  # noqa: S311 - spreads retries, no secret
 
     async def answer(self, request: Request, route: Route, snapshot: Snapshot, answer: Answer, place: Place) -> None:
@@ -112,12 +113,25 @@ class Dispatcher:
         except UpstreamError as failure:
             weight = blame(failure)
             permit.failed(weight) if weight else permit.succeeded()
+            if not breaker.closed and breaker not in self._watches:
+                self._watches[breaker] = asyncio.create_task(self._watch(breaker, target))
             return failure
         else:
             permit.succeeded()
             return None
         finally:
             permit.abandoned()
+
+    async def _watch(self, breaker: Breaker, target: Target) -> None:
+        """While an expert is left alone, look whether it is back: that costs it nothing, unlike a request."""
+        was = True
+        while not breaker.closed and breaker in self._breakers.values():
+            await asyncio.sleep(self._settings.breaker_look)
+            alive = await self._relay.alive(target)
+            if alive and not was:
+                breaker.hurry()
+            was = alive
+        del self._watches[breaker]
 
     def _may_go_elsewhere(self, case: _Case, failure: UpstreamError) -> bool:
         """A second expert is extra load only where the first may have worked on the request."""

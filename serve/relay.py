@@ -81,6 +81,10 @@ class Relay:
         if request.streams:
             await answer.finish(stream.closing())
 
+    async def alive(self, target: Target) -> bool:
+        """Whether the expert answers at all, asked without work for it."""
+        return await self._upstream.alive(target)
+
     async def _continue(self, first: _Leg, transcript: Transcript, failure: UpstreamError) -> None:
         """Let another replica, or the restarted one, go on from the tokens that the client has."""
         first.stream.continued()

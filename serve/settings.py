@@ -19,7 +19,8 @@ class EdgeSettings:
     `first_byte` limits the wait for a stream's first event, `between_events` the wait for each later one, `total` a
     whole answer with all its attempts; an expert's card may make them shorter. `client_stall` is how long a client may
     leave a portion unread. `patience` is the longest Retry-After of an expert that is waited for; `recovery` how long a
-    stream that broke off looks for an engine to go on. `classifier_budget` is how long a request waits for its
+    stream that broke off looks for an engine to go on. After `breaker_failures` in a row an expert is left alone for
+    `breaker_pause`, and looked at every `breaker_look`. `classifier_budget` is how long a request waits for its
     posterior; after that the generalist answers.
 
     `concurrency` requests run at an engine at a time, where its card does not say otherwise; `queue` more may wait for
@@ -46,7 +47,8 @@ class EdgeSettings:
     patience: float = 5.0
     recovery: float = 60.0
     breaker_failures: int = 3
-    breaker_pause: float = 5.0
+    breaker_pause: float = 6.0
+    breaker_look: float = 1.0
     drain: float = 30.0
     classifier_budget: float = 0.25
     classifier_threads: int = 2

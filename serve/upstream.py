@@ -26,6 +26,7 @@ MAX_ERROR_BODY = 64 * 1024
 # Shorter than the 5 s after which uvicorn, under vLLM and others, closes an idle connection under our hands.
 _IDLE = 3.0
 _WINDOW_TIME = 5.0
+_ALIVE_TIME = 2.0
 
 
 class Upstream:
@@ -114,6 +115,18 @@ class Upstream:
             return None
         windows = [model.get("max_model_len") for model in listed if isinstance(model, dict)]
         return min((one for one in windows if isinstance(one, int)), default=None)
+
+    async def alive(self, target: Target) -> bool:
+        """Whether the expert lists its models: cheap to ask, and no proof that it can answer."""
+        headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+        timeout = aiohttp.ClientTimeout(total=_ALIVE_TIME)
+        try:
+            async with self._opened(target).get(
+                f"{target.url}/models", headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                return response.status < 500
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     def _opened(self, target: Target) -> aiohttp.ClientSession:
         session = self._own if target.vouched else self._remote

@@ -164,6 +164,7 @@ class Expert:
     port: int = 0
     always: Behaviour = answer
     window: int = 4096
+    down_until: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     connections: int = 0
     begun: set[str] = field(default_factory=set)
@@ -231,7 +232,8 @@ class Expert:
         if method == "GET":
             attempt = Attempt(0, "", path, headers, {})
             models = {"object": "list", "data": [{"id": "scripted", "object": "model", "max_model_len": self.window}]}
-            await Exchange(attempt, writer, gone, self).respond(200, "application/json", json.dumps(models).encode())
+            status = 503 if time.monotonic() < self.down_until else 200
+            await Exchange(attempt, writer, gone, self).respond(status, "application/json", json.dumps(models).encode())
             return True
         body = json.loads(raw)
         tag = _tag(body)

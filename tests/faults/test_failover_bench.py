@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from collegium.serve.breaker import Breaker
+from collegium.serve.settings import EdgeSettings
 from faults import behaviours as do
 from faults.expert import Behaviour, answer
 from faults.kit import Lab, laboratory
@@ -70,9 +71,7 @@ def test_c04_unavailable_for_ever(lab: Lab, tag: str, seed: int) -> None:
 
 @pytest.mark.parametrize("fault", [do.reset, do.close])
 @pytest.mark.parametrize("stream", [True, False])
-def test_c05_connection_ends_before_the_headers(
-    lab: Lab, tag: str, seed: int, fault: Behaviour, stream: bool
-) -> None:
+def test_c05_connection_ends_before_the_headers(lab: Lab, tag: str, seed: int, fault: Behaviour, stream: bool) -> None:
     lab.main.plan(tag, fault, answer, fault)
     safe = lab.ask(f"{tag} {LONG}", "safe", stream=stream)
     assert (safe.text, safe.done) == (lab.right(f"{tag} {LONG}"), True)
@@ -178,7 +177,7 @@ def test_c14_cut_and_the_continuation_is_refused(lab: Lab, tag: str, seed: int) 
 def test_c15_down_for_a_minute() -> None:
     """By the clock; test_recovery.py does it at the edge, in seconds."""
     now = 0.0
-    breaker = Breaker(3, 5.0, lambda: now)
+    breaker = Breaker(3, EdgeSettings().breaker_pause, lambda: now)
     asked = []
     while now < 120:
         permit = breaker.admit()
@@ -187,8 +186,8 @@ def test_c15_down_for_a_minute() -> None:
             permit.failed() if now < 60 else permit.succeeded()
             assert breaker.admit() is None or now >= 60 or len(asked) < 3
         now += 0.01
-    assert sum(moment < 60 for moment in asked) <= 3 + 12
-    assert next(moment for moment in asked if moment >= 60) < 65.1
+    assert sum(moment < 60 for moment in asked) <= 3 + 10
+    assert next(moment for moment in asked if moment >= 60) < 66.1
 
 
 def test_c16_the_answer_names_who_gave_it(lab: Lab, tag: str, seed: int) -> None:
