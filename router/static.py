@@ -47,6 +47,7 @@ class StaticClassifier(Classifier):
     """`tokenizer` is the JSON of a tokenizers.Tokenizer, `tokens` the vectors of its pieces, shape (V, d)."""
 
     kind: ClassVar[str] = "static"
+    inline: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class StaticClassifier(Classifier):
 
     def ids(self, text: str) -> Ids:
         """Piece numbers of a prepared text, at most PIECES."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids[:PIECES], np.int64)
+        return np.array(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids[:PIECES], np.int64)
 
     def logits(self, text: str) -> Floats:
         return self.logits_and_vector(text)[0]

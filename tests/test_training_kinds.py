@@ -83,9 +83,10 @@ def test_static_logits_are_what_the_formula_says() -> None:
 def test_a_static_router_without_pairs_or_teacher_fits_by_itself() -> None:
     tokenizer, pieces = pieces_of(tiny_encoder())
     vectors = np.stack([tiny_encoder().encode(piece or " ") for piece in pieces])
-    classifier = StaticClassifier(tokenizer, vectors).fit([p.text for p in PROMPTS], [p.label for p in PROMPTS])
+    classifier = StaticClassifier(tokenizer, vectors, regularisation=1e3)
+    classifier.fit([p.text for p in PROMPTS], [p.label for p in PROMPTS])
     right = classifier.predict([p.text for p in PROMPTS]) == np.array([p.label for p in PROMPTS])
-    assert right.mean() > 0.9
+    assert right.mean() > 0.8
 
 
 def test_a_garbled_tokenizer_is_refused() -> None:

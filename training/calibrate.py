@@ -42,10 +42,19 @@ class Calibrated:
         return asdict(self)
 
 
-def calibrate(classifier: Classifier, logits: Floats, targets: Targets, groups: Targets) -> Calibrated:
-    """Set the classifier's temperature and scaling. `groups`: rows that cross-validation must not part."""
+def calibrate(
+    classifier: Classifier, logits: Floats, targets: Targets, groups: Targets, like: bool = False
+) -> Calibrated:
+    """Set the classifier's temperature and scaling. `groups`: rows that cross-validation must not part.
+
+    Where rows are `like` those trained on, of the same sources and many, confidence is not sharpened and classes are
+    not shifted: both would fit the mix of these sources, and cost prompts from elsewhere accuracy and calibration.
+    """
     classifier.temperature = fit_temperature(logits, targets)
-    classifier.scaling = choose_vector_scaling(logits, targets, groups, classifier.temperature)
+    if like:
+        classifier.temperature = max(1.0, classifier.temperature)
+    else:
+        classifier.scaling = choose_vector_scaling(logits, targets, groups, classifier.temperature)
     return calibration_of(classifier, logits, targets)
 
 

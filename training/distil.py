@@ -146,7 +146,7 @@ def _batch(
         other = int(rng.integers(len(texts)))
         given[place] = mixed(texts[rows[place]], texts[other], rng)
         wanted[place] = (targets[rows[place]] + targets[other]) / 2
-    encoded = classifier.tokenizer.encode_batch(given, add_special_tokens=False)
+    encoded = classifier.tokenizer.encode_batch_fast(given, add_special_tokens=False)
     whole = [np.array(text.ids[:PIECES], np.int64) for text in encoded]
     pairs = [_thinned(pair_numbers(ids, settings.pairs), settings.dropped, rng) for ids in whole]
     pieces = [_thinned(ids, settings.dropped, rng) for ids in whole]

@@ -105,7 +105,9 @@ def train(
     learner.fit(np.arange(len(labels)))
     targets = np.searchsorted(classifier.classes_, labels[rows])
     sources = np.unique([prompt.source or "" for prompt in prompts], return_inverse=True)[1]
-    calibration = calibrate(classifier, logits, targets, (sources if options.hold_out_sources else groups)[rows])
+    apart = (sources if options.hold_out_sources else groups)[rows]
+    like = len(prompts) > MANY_ROWS and not options.hold_out_sources
+    calibration = calibrate(classifier, logits, targets, apart, like)
     novelty = fit_novelty(learner, parts)
     report = _report(classifier, calibration, logits, targets, len(prompts) - len(np.unique(groups)), options)
     about = About(
