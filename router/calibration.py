@@ -148,7 +148,7 @@ def classwise_ece(probabilities: Floats, targets: Targets, bins: int = 15) -> fl
         said = np.bincount(which[:, k], probabilities[:, k], minlength=bins)
         true = np.bincount(which[:, k], targets == k, minlength=bins)
         total += float(np.abs(said - true).sum()) / len(targets)
-    return total / classes
+    return float(total / classes)
 
 
 def brier(probabilities: Floats, targets: Targets) -> float:

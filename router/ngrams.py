@@ -145,7 +145,7 @@ def unit(vectors: Floats) -> Floats:
 def _sketch(found: NDArray[np.int64], values: Floats) -> Floats:
     """Count sketch of unit length, shape (SKETCH,)."""
     column, sign = _sketch_of(found)
-    return unit(np.bincount(column, values * sign, minlength=SKETCH))
+    return unit(np.bincount(column, values * sign, minlength=SKETCH).astype(np.float64))
 
 
 def _sketch_of(found: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:

@@ -71,13 +71,15 @@ def test_sources_are_told_apart_hardest_first(report: RouterReport) -> None:
     assert values == sorted(values)
 
 
-def test_mistakes_show_the_nearest_training_prompts(report: RouterReport) -> None:
+def test_mistakes_show_the_nearest_training_prompts(folder: Path, report: RouterReport) -> None:
     mistake = next(one for one in report.mistakes if one.text == HOSTILE)
     assert (mistake.label, mistake.predicted) == ("math", "law") and len(mistake.neighbours) == 3
-    similarities = [one.similarity for one in mistake.neighbours]
-    assert similarities == sorted(similarities, reverse=True) and any(
-        "divorce" in one.text for one in mistake.neighbours
-    )
+    classifier = load_router(folder).classifier
+    vectors = {prompt.text: classifier.vector(classifier.prepare(prompt.text)) for prompt in known()}
+    own = classifier.vector(classifier.prepare(HOSTILE))
+    cosines = sorted((float(vector @ own) for vector in vectors.values()), reverse=True)
+    assert [one.similarity for one in mistake.neighbours] == pytest.approx(cosines[:3])
+    assert float(vectors[mistake.neighbours[0].text] @ own) == pytest.approx(cosines[0])
     surest = [one.confidence for one in report.mistakes]
     assert surest == sorted(surest, reverse=True)
 

@@ -17,8 +17,9 @@ from ..router.seen import SEEN, seen_file
 from .compare import refuse_seen
 from .data import Prompt, data_hash
 from .features import Progress, quiet
+from .recipes import Options
 from .split import Positions, folds, near_duplicate_groups
-from .train import MANY_ROWS, Options, Trained, train
+from .train import MANY_ROWS, Trained, train
 
 FEW_FOLDS, MANY_FOLDS = 5, 20
 NEVER_ROUTED = -1.0
