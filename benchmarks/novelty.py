@@ -17,7 +17,7 @@ from collegium.router.calibration import Floats, Targets
 from collegium.router.encoder import EncoderId, load_encoder
 from collegium.router.frozen import FrozenClassifier
 from collegium.router.novelty import Novelty
-from collegium.training.data import Columns, Prompt, load_prompts
+from collegium.training.data import Columns, load_prompts
 from collegium.training.features import vectors_of
 from collegium.training.novelty import STRANGE_PROMPTS, auroc
 
@@ -35,9 +35,11 @@ def main() -> None:
     def read(prompts: list[str]) -> Floats:
         return vectors_of([frozen.prepare(text) for text in prompts], frozen.encoder, options.cache).astype(np.float64)
 
-    trained = _sample(options.data / "domain_prompts_train.jsonl.gz", TRAINED)
-    vectors, labels = read([prompt.text for prompt in trained]), [prompt.label for prompt in trained]
-    ordinary = read([prompt.text for prompt in _sample(options.data / "domain_prompts_test.jsonl.gz", ORDINARY)])
+    trained = load_prompts(options.data / "domain_prompts_train.jsonl.gz", Columns(label="domain"))
+    rows = _sample(len(trained), TRAINED)
+    vectors, labels = read([prompt.text for prompt in trained])[rows], [trained[int(row)].label for row in rows]
+    tested = load_prompts(options.data / "domain_prompts_test.jsonl.gz", Columns(label="domain"))
+    ordinary = read([prompt.text for prompt in tested])[_sample(len(tested), ORDINARY)]
     strange = read([text for texts in json.loads(STRANGE_PROMPTS.read_text()).values() for text in texts])
     frozen.fit_vectors(vectors.astype(np.float32), labels)
     for name, distance in _distances(frozen, vectors, np.unique(labels, return_inverse=True)[1]).items():
@@ -75,9 +77,8 @@ def _unit(vectors: Floats) -> Floats:
     return scaled
 
 
-def _sample(path: Path, count: int) -> list[Prompt]:
-    prompts = load_prompts(path, Columns(label="domain"))
-    return [prompts[int(row)] for row in np.random.default_rng(0).permutation(len(prompts))[:count]]
+def _sample(rows: int, count: int) -> Targets:
+    return np.random.default_rng(0).permutation(rows)[:count]
 
 
 if __name__ == "__main__":
