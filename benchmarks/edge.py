@@ -130,7 +130,9 @@ def _card(port: int) -> dict[str, object]:
 def _start_serve(folder: Path, pool: Path, port: int, admin_port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "collegium.cli.main", "serve", str(pool), "--state", str(folder / "state")]
     command += ["--port", str(port), "--admin-port", str(admin_port)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env={**os.environ, "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"}
+    )
 
 
 async def _compare(
@@ -148,14 +150,16 @@ async def _compare(
                 if turn:  # the first round warms up
                     seconds[road.name] += time.perf_counter() - started
                     latencies[road.name] += times
-    base = statistics.median(latencies[roads[0].name])
-    table = Table("road", "p50 ms", "p99 ms", "added p50 ms", "requests/s", title=f"{connections} connection(s)")
+    columns = ("road", "p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "requests/s", "of direct")
+    table = Table(*columns, title=f"{connections} connection(s)")
+    quantiles = {name: statistics.quantiles(times, n=100) for name, times in latencies.items()}
+    rates = {name: len(times) / seconds[name] for name, times in latencies.items()}
+    direct = roads[0].name
     for road in roads:
-        times = latencies[road.name]
-        median = statistics.median(times)
-        rate = len(times) / seconds[road.name]
-        p99 = statistics.quantiles(times, n=100)[98]
-        table.add_row(road.name, f"{median:.2f}", f"{p99:.2f}", f"{median - base:+.2f}", f"{rate:.0f}")
+        p50, p99 = quantiles[road.name][49], quantiles[road.name][98]
+        added = (f"{p50 - quantiles[direct][49]:+.2f}", f"{p99 - quantiles[direct][98]:+.2f}")
+        rate = rates[road.name]
+        table.add_row(road.name, f"{p50:.2f}", f"{p99:.2f}", *added, f"{rate:.0f}", f"{rate / rates[direct]:.2f}")
     console.print(table)
 
 
