@@ -30,7 +30,7 @@ from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
 from ..evals.records import Record, RecordError, RunFolder, Sample
 from ..evals.replay import EXAMPLES, ROUTED, Judgement, Known, judge, judge_run
-from ..evals.runner import Method, Plan, PriceOf, RunStoppedError, card_prices, totals
+from ..evals.runner import Method, Plan, PriceOf, RunStoppedError, card_prices, letter_tokens, totals
 from ..evals.runner import run as run_plan
 from ..evals.sandbox import SandboxError
 from ..evals.table import Price, Table, build_table, fold_of, parse_prices
@@ -152,6 +152,12 @@ def replay(
     help="The artefact that the endpoint routes with: draws the curves and the calibration too.",
 )
 @click.option("--drop-seen", is_flag=True, help="Leave out what the router was trained on, instead of refusing.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, path_type=Path),
+    help="The experts' tokenizer.json: scores rare letters by forcing them instead of by echo.",
+)
+@click.option("--answer-only", is_flag=True, help="With --tokenizer: one call a question, no log-probabilities kept.")
 @click.option("--api-key-env", help="Environment variable that holds the endpoint's key.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.html and figures.")
@@ -177,6 +183,8 @@ def run(
     pool: str | None,
     router: Path | None,
     drop_seen: bool,
+    tokenizer: Path | None,
+    answer_only: bool,
     api_key_env: str | None,
     seed: int,
     report: Path | None,
@@ -188,7 +196,8 @@ def run(
         samples = load_samples(task, kind, limit, seed)
         worked = load_samples(examples, kind) if examples else []
         asked = tuple(name.strip() for name in targets.split(",") if name.strip())
-        plan = Plan(kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed)
+        letters = letter_tokens(tokenizer) if tokenizer else ()
+        plan = Plan(kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed, letters, answer_only)
         price = card_prices(load_pool(pool)) if pool else None
         key = os.environ.get(api_key_env) if api_key_env else None
         behind = router or (router_behind(endpoint, key) if ROUTED in asked else None)

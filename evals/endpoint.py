@@ -6,8 +6,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
@@ -143,6 +143,27 @@ class Endpoint:
         found = completion.choices[0].logprobs
         first = found.top_logprobs[0] if found and found.top_logprobs else None
         return reply, first or {}
+
+    async def forced(self, model: str, context: str, token: int, text: str) -> Reply:
+        """Log-probability of one next token: a bias makes sure that it is the one generated.
+
+        The endpoint must give log-probabilities from before the bias, as vLLM does by default.
+        """
+        body = {"model": model, "prompt": context, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        completion, reply = await self._ask("/completions", {**body, "logit_bias": {str(token): 100}})
+        found = completion.choices[0].logprobs
+        value = found.token_logprobs[0] if found and found.token_logprobs else None
+        if completion.choices[0].text != text or value is None or not math.isfinite(value):
+            raise EndpointError(f"{model} does not generate {text!r} when token {token} is forced")
+        return replace(reply, text=text, logprob=value, tokens=1)
+
+    async def likeliest(self, model: str, context: str, tokens: Sequence[int]) -> Reply:
+        """The most probable of some next tokens: an equal bias lifts them over all others and keeps their order."""
+        body = {"model": model, "prompt": context, "max_tokens": 1, "temperature": 0}
+        completion, reply = await self._ask(
+            "/completions", {**body, "logit_bias": dict.fromkeys(map(str, tokens), 100)}
+        )
+        return _with_text(reply, completion.choices[0].text)
 
     async def _ask(self, path: str, body: Mapping[str, object]) -> tuple[_Completion, Reply]:
         begun = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from ..experts.card import Card
@@ -28,7 +29,12 @@ class RunStoppedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked: `kind` as in tasks.KINDS; `chat` uses the chat template, else plain completion."""
+    """What is asked: `kind` as in tasks.KINDS; `chat` uses the chat template, else plain completion.
+
+    `letter_tokens` are the ids of " A", " B", ... in the experts' tokenizer: letters that are not among the most
+    probable next tokens are then scored by forcing them instead of by echo. `answer_only` asks for the most probable
+    letter alone: one call, the same answer, no log-probabilities.
+    """
 
     kind: str
     targets: tuple[str, ...]
@@ -37,8 +43,12 @@ class Plan:
     chat: bool = True
     max_tokens: int = 512
     seed: int = 0
+    letter_tokens: tuple[int, ...] = ()
+    answer_only: bool = False
 
     def __post_init__(self) -> None:
+        if self.answer_only and not self.letter_tokens:
+            raise ValueError("answer_only needs letter_tokens, the ids of the letters in the experts' tokenizer")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets {list(self.targets)}: name each once, and at least one")
 
@@ -88,6 +98,24 @@ async def run(
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
     return folder.records()
+
+
+def letter_tokens(tokenizer: Path) -> tuple[int, ...]:
+    """Ids of " A", " B", ... by a tokenizer.json, for `Plan`.
+
+    Raises:
+        ValueError: it cannot be read, or a letter is not one token.
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; give a tokenizer.json or its folder")
+    reader = Tokenizer.from_file(str(file))
+    ids = [reader.encode(f" {letter}", add_special_tokens=False).ids for letter in LETTERS]
+    if any(len(found) != 1 for found in ids):
+        raise ValueError(f"{file} does not read every letter after a blank as one token")
+    return tuple(found[0] for found in ids)
 
 
 def card_prices(cards: Sequence[Card]) -> PriceOf:
@@ -159,17 +187,28 @@ async def _judged(state: _Run, sample: Sample, target: str) -> Record:
 async def _scored(state: _Run, sample: Sample, target: str) -> Record:
     """By the log-probabilities of the letters; the expert that scored the first scores the others.
 
-    Letters among the most probable next tokens are read from one call; what is not there is scored by echo, which gives
-    the same numbers at a call each.
+    Letters among the most probable next tokens are read from one call; what is not there is forced or scored by echo,
+    which gives the same numbers at a call each.
     """
     context = choice_prompt(sample, state.examples, state.plan.style)
     letters = [f" {letter}" for letter in LETTERS[: len(sample.choices)]]
+    if state.plan.answer_only:
+        reply = await state.endpoint.likeliest(target, context, state.plan.letter_tokens[: len(letters)])
+        if reply.text not in letters:
+            raise EndpointError(f"{target} answers {reply.text[:40]!r} where only letters are allowed")
+        answer = reply.text.strip()
+        return replace(_base(sample, target, reply), answer=answer, correct=answer == sample.target)
     replies, known = await _next_letters(state, target, context)
-    for letter in letters:
-        if letter not in known:
-            same = replies[0].expert if target == "auto" and replies else target
+    tokens = state.plan.letter_tokens[: len(letters)] or [None] * len(letters)
+    for letter, token in zip(letters, tokens, strict=True):
+        if letter in known:
+            continue
+        same = replies[0].expert if target == "auto" and replies else target
+        if token is None:
             replies.append(await state.endpoint.score(same, context, letter))
-            known[letter] = replies[-1].logprob
+        else:
+            replies.append(await state.endpoint.forced(same, context, token, letter))
+        known[letter] = replies[-1].logprob
     logprobs = tuple(known[letter] for letter in letters)
     answer = LETTERS[best_choice(logprobs)]
     return replace(

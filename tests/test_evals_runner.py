@@ -56,6 +56,12 @@ class Exam:
         if body.get("echo"):
             choice = {"text": prompt, "logprobs": _logprobs(prompt, key if right else "A")}
             return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
+        if "logit_bias" in body:
+            values = {token: -0.25 if right and "ABC"[int(token) - 10] == key else -4.0 for token in body["logit_bias"]}
+            best = max(values, key=lambda token: values[token])
+            found = {"token_logprobs": [values[best]], "text_offset": [len(prompt)]}
+            choice = {"text": f" {'ABC'[int(best) - 10]}", "logprobs": found}
+            return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
         if "logprobs" in body and self.names_letters:
             tops = {" B": -9.0, **{f" {letter}": -0.25 if right and letter == key else -4.0 for letter in "AC"}}
             tops |= {" B": -0.25} if right and key == "B" else {}
@@ -137,6 +143,19 @@ def test_letters_among_the_next_tokens_cost_one_call(exam: Exam, tmp_path: Path)
     one = next(r for r in records if (r.sample, r.target) == ("q2", "health-expert"))
     assert (one.logprobs, one.answer, one.correct) == ((-4.0, -9.0, -0.25), "C", True)
     assert accuracy(records, "auto") == 1.0
+
+
+def test_letters_can_be_forced_by_their_tokens(exam: Exam, tmp_path: Path) -> None:
+    plan = Plan("choice", ("auto", "math-expert"), letter_tokens=(10, 11, 12))
+    records = ask(exam, tmp_path / "all", plan)
+    one = next(r for r in records if (r.sample, r.target) == ("q1", "math-expert"))
+    assert (one.logprobs, one.answer, one.correct) == ((-4.0, -0.25, -4.0), "B", True)
+    exam.asked.clear()
+    short = ask(exam, tmp_path / "short", Plan("choice", plan.targets, letter_tokens=(10, 11, 12), answer_only=True))
+    assert len(exam.asked) == len(short)
+    assert {(r.sample, r.target, r.answer) for r in short} == {(r.sample, r.target, r.answer) for r in records}
+    with pytest.raises(ValueError, match="answer_only needs letter_tokens"):
+        Plan("choice", ("auto",), answer_only=True)
 
 
 def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam, tmp_path: Path) -> None:
