@@ -92,7 +92,7 @@ def fit_outcome_model(
         weight += whole.weights(target, tried[-1].best)
     shift, slope = _platt(raw, right)
     model = OutcomeModel(regions, soft_skills(truth, right, right.mean(axis=0)), weight, mean, shift, slope)
-    return Fit(model, *tried, held_out=_sigmoid(shift + slope * _logit(raw)))
+    return Fit(model, tried[0], tried[1], _sigmoid(shift + slope * _logit(raw)))
 
 
 class _Ridge:
