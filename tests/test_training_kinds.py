@@ -16,6 +16,7 @@ from collegium.router.manifest import ArtefactError
 from collegium.router.ngrams import NgramClassifier
 from collegium.router.static import StaticClassifier, pair_numbers
 from collegium.training.data import DataError, Prompt
+from collegium.training.finetune import finetune
 from collegium.training.recipes import Options
 from collegium.training.sampling import draw
 from collegium.training.static_learner import pieces_of
@@ -94,16 +95,30 @@ def test_a_garbled_tokenizer_is_refused() -> None:
         StaticClassifier(b"{}", np.zeros((4, 2), np.float32))
 
 
-def test_fine_tuning_learns_and_stores_what_changed(tmp_path: Path) -> None:
+def test_a_fine_tuned_router_loads_and_stores_what_changed(tmp_path: Path) -> None:
     trained = train(PROMPTS, "finetuned", tiny_encoder(), options())
-    frozen = train(PROMPTS, "frozen", tiny_encoder(), options()).report.calibration
-    assert trained.report.calibration.before.nll < frozen.before.nll
     trained.save(tmp_path / "tuned")
     router = load_router(tmp_path / "tuned")
     asked = "what is the derivative of x squared"
     assert np.allclose(router.posterior(asked).probabilities, trained.classifier.probabilities(asked), atol=1e-5)
     names = {name for name in trained.classifier.state()[1] if name.startswith("encoder.")}
     assert names and not any("embeddings" in name for name in names)
+
+
+def test_fine_tuning_lowers_the_loss_of_prompts_that_it_does_not_read(tmp_path: Path) -> None:
+    classifier = FinetunedClassifier(tiny_encoder())
+    texts, labels = [prompt.text for prompt in PROMPTS], [prompt.label for prompt in PROMPTS]
+    classifier.fit(texts, labels)
+    targets = (np.array(labels)[:, None] == classifier.classes_).astype(float)
+    tuning = Tuning(prompts=1_280, repeats=99, batch=16, lr=1e-3, head_lr=1e-2, frozen_layers=0, evaluations=8)
+    held = np.arange(48, 72)  # the third shape of every subject
+    found = finetune(classifier, texts, targets, [""] * 72, held, tuning, tmp_path / "work")
+    assert found["held_out_loss"] < found["first_loss"]
+    before = FinetunedClassifier(tiny_encoder()).fit(texts[:48], labels[:48])
+    right = np.array(labels)[held]
+    assert np.mean(classifier.predict(np.array(texts)[held]) == right) >= np.mean(
+        before.predict(np.array(texts)[held]) == right
+    )
 
 
 def test_an_interrupted_fine_tuning_goes_on_and_what_is_tuned_is_kept(tmp_path: Path) -> None:

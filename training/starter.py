@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", choices=TEACHERS, help="kind whose probabilities a static router learns too")
     parser.add_argument("--cache", type=Path, help="keep encoder vectors here for the next run")
     given = parser.parse_args(arguments)
-    options = Options(name="starter", seed=7, precision=0.8, teacher=given.teacher)
+    options = Options(name="starter", seed=7, precision=0.9, teacher=given.teacher)
     try:
         prompts = starter_prompts(given.data)
         encoder = load_encoder(EncoderId(), options.text.tokens, locate)
