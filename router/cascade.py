@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from .calibration import Floats, Targets, fit_temperature, softmax
@@ -51,15 +52,14 @@ class CascadeClassifier(CommitteeClassifier):
         first, vector = self.members[0].logits_and_vector(text)
         return self._logits(text, first), vector
 
-    def is_sure(self, first: Floats) -> np.bool_:
+    def is_sure(self, first: Floats) -> NDArray[np.bool_]:
         """Whether the first member's logits, shape (..., k), are enough."""
         best = np.sort(softmax(first, self.settings.alone), axis=-1)
-        sure: np.bool_ = best[..., -1] - best[..., -2] >= self.settings.margin
-        return sure
+        return np.asarray(best[..., -1] - best[..., -2] >= self.settings.margin)
 
     def either(self, first: Floats, second: Floats) -> Floats:
         """Logits of many prompts from both members', shapes (n, k)."""
-        sure = np.asarray(self.is_sure(first))[:, np.newaxis]
+        sure = self.is_sure(first)[:, np.newaxis]
         return np.where(sure, log_softmax(first / self.settings.alone), self._joined(first, second))
 
     def state(self) -> tuple[dict[str, JsonValue], Tensors]:

@@ -117,10 +117,10 @@ class StaticClassifier(Classifier):
     def logits_and_vector(self, text: str) -> tuple[Floats, Floats]:
         ids = self.ids(text)
         mean = self._mean(ids)
-        inner = mean @ self._tensors["inner"] + self._tensors["inner_bias"]
-        scores = (inner / (1 + np.exp(-inner))) @ self._tensors["outer"] + mean @ self._tensors["straight"]
+        inner = mean @ self._floats("inner") + self._floats("inner_bias")
+        scores = (inner / (1 + np.exp(-inner))) @ self._floats("outer") + mean @ self._floats("straight")
         said = self._said("piece", ids) + self._said("pair", pair_numbers(ids, len(self._tensors["pair"])))
-        logits: Floats = (scores + self._tensors["bias"] + said).astype(np.float64)
+        logits: Floats = (scores + self._floats("bias") + said).astype(np.float64)
         return logits, unit(mean.astype(np.float64))
 
     def state(self) -> tuple[dict[str, JsonValue], Tensors]:
@@ -152,6 +152,9 @@ class StaticClassifier(Classifier):
             raise ArtefactError(f"the tokenizer has more pieces than the {len(tensors['tokens'])} vectors there are")
         classifier._tensors = {name: values for name, values in tensors.items() if name != "tokenizer"}
         return classifier
+
+    def _floats(self, name: str) -> NDArray[np.float32]:
+        return self._tensors[name].astype(np.float32, copy=False)
 
     def _mean(self, ids: Ids) -> NDArray[np.float32]:
         """Sum of the pieces' vectors over the root of their number, shape (d,)."""

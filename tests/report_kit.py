@@ -9,7 +9,8 @@ from pathlib import Path
 
 from collegium.router.seen import alike_rows, sketches
 from collegium.training.data import Prompt
-from collegium.training.train import Options, Trained, train
+from collegium.training.recipes import Options
+from collegium.training.train import Trained, train
 from router_kit import SUBJECTS
 
 SHAPES = [

@@ -14,7 +14,7 @@ from collegium.router.calibration import NEVER
 from collegium.router.seen import seen_rows
 from collegium.training.data import DataError, Prompt
 from collegium.training.guarantee import recalibrated, train_with_guarantee
-from collegium.training.train import Options
+from collegium.training.recipes import Options
 from report_kit import fresh, known, trained, write_prompts
 
 OPTIONS = Options(name="safe")

@@ -91,9 +91,9 @@ def altered(data: dict[str, object], rng: random.Random) -> dict[str, object]:
         while isinstance(place, dict | list) and place:
             keys: Sequence[object] = list(place) if isinstance(place, dict) else range(len(place))
             key = rng.choice(keys)
-            inner = place[key]  # type: ignore[index,call-overload]
+            inner = place[key]  # type: ignore[call-overload]
             if not isinstance(inner, dict | list) or rng.random() < 0.3:
-                place[key] = value(rng)  # type: ignore[index,call-overload]
+                place[key] = value(rng)  # type: ignore[call-overload]
                 break
             place = inner
     return copy

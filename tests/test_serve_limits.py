@@ -261,8 +261,9 @@ def test_requests_at_a_time_at_the_edge(tmp_path: Path) -> None:
     with running(tmp_path) as edge:
         closed(edge, ("one", KeyScope(concurrent=1)))
         client = edge.client("sk-one")
-        messages = [{"role": "user", "content": "!stall 12345"}]
-        with client.chat.completions.create(model="general", messages=messages, stream=True) as stream:  # type: ignore[call-overload]
+        with client.chat.completions.create(
+            model="general", messages=[{"role": "user", "content": "!stall 12345"}], stream=True
+        ) as stream:
             next(iter(stream))
             refused = ask(edge, "one")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_concurrency_exceeded")
@@ -286,9 +287,12 @@ def test_a_busy_expert_refuses_whom_it_cannot_take_and_the_rest_is_answered(tmp_
 
 def test_a_process_that_is_full_still_tells_that_it_lives(tmp_path: Path) -> None:
     settings = EdgeSettings(first_byte=20, between_events=20, total=30, max_requests=1)
-    with running(tmp_path, settings) as edge:
-        messages = [{"role": "user", "content": "!stall 12345"}]
-        with edge.client().chat.completions.create(model="general", messages=messages, stream=True) as stream:  # type: ignore[call-overload]
-            next(iter(stream))
-            assert edge.chat("hello").json()["error"]["code"] == "server_is_overloaded"
-            assert edge.get("/healthz").status_code == 200
+    with (
+        running(tmp_path, settings) as edge,
+        edge.client().chat.completions.create(
+            model="general", messages=[{"role": "user", "content": "!stall 12345"}], stream=True
+        ) as stream,
+    ):
+        next(iter(stream))
+        assert edge.chat("hello").json()["error"]["code"] == "server_is_overloaded"
+        assert edge.get("/healthz").status_code == 200

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from collegium.router.artefact import load_router
-from collegium.router.calibration import softmax
+from collegium.router.calibration import Floats, softmax
 from collegium.router.cascade import CascadeClassifier, Settings, settle
 from collegium.router.encoder import EncoderError
 from collegium.router.finetuned import FinetunedClassifier
 from collegium.router.manifest import ArtefactError
 from collegium.router.ngrams import NgramClassifier
-from collegium.router.static import StaticClassifier, pair_numbers
+from collegium.router.static import Ids, StaticClassifier, pair_numbers
 from collegium.training.data import DataError, Prompt
 from collegium.training.finetune import finetune
 from collegium.training.recipes import Options
@@ -67,15 +67,16 @@ def test_static_logits_are_what_the_formula_says() -> None:
     ids = trained.ids(text)
     assert trained.tokenizer.decode(ids.tolist()).startswith("solve")
 
-    def said(
-        name: str, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        table = tensors[name].astype(np.float64) * tensors[f"{name}_scale"].astype(np.float64)[:, None]
-        return table[rows].sum(axis=0) / np.sqrt(len(rows))
+    floats = {name: values.astype(np.float64) for name, values in tensors.items()}
+
+    def said(name: str, rows: Ids) -> Floats:
+        table = floats[name] * floats[f"{name}_scale"][:, None]
+        total: Floats = table[rows].sum(axis=0) / np.sqrt(len(rows))
+        return total
 
     mean = said("tokens", ids)
-    inner = mean @ tensors["inner"].astype(np.float64) + tensors["inner_bias"]
-    logits = (inner / (1 + np.exp(-inner))) @ tensors["outer"] + mean @ tensors["straight"] + tensors["bias"]
+    inner = mean @ floats["inner"] + floats["inner_bias"]
+    logits = (inner / (1 + np.exp(-inner))) @ floats["outer"] + mean @ floats["straight"] + floats["bias"]
     logits += said("piece", ids) + said("pair", pair_numbers(ids, len(tensors["pair"])))
     assert np.allclose(trained.logits(text), logits, atol=1e-4)
     assert np.isfinite(trained.probabilities("\u4e2d")).all()  # no piece of the vocabulary but the unknown one

@@ -14,7 +14,8 @@ from collegium.router.artefact import load_router
 from collegium.training.data import DataError, Prompt
 from collegium.training.features import SHARD, vectors_of
 from collegium.training.metrics import score
-from collegium.training.train import Options, train
+from collegium.training.recipes import Options
+from collegium.training.train import train
 from router_kit import labelled, minilm
 
 PROMPTS = [Prompt(row, text, label) for row, (text, label) in enumerate(labelled(), start=1)]

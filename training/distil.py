@@ -29,7 +29,7 @@ SCALE = 0.3  # of the first vectors: prompts' means are then about as large as w
 TABLE_GAIN = 3.0  # pieces and pairs learn so many times faster than their gradients say
 
 
-class _Student(nn.Module):
+class _Student(nn.Module):  # type: ignore[misc]  # torch is not type-checked
     """StaticClassifier in torch, in floats."""
 
     def __init__(self, tokens: NDArray[np.float32], classes: int, settings: Distilling) -> None:

@@ -38,7 +38,7 @@ class DivergedError(DataError):
     """The loss is not a number."""
 
 
-class _Prompts(torch.utils.data.Dataset[dict[str, Tensor]]):
+class _Prompts(torch.utils.data.Dataset[dict[str, Tensor]]):  # type: ignore[misc]  # torch is not type-checked
     """Batch number -> token ids and soft labels; a batch is the same in whatever process draws it."""
 
     def __init__(
@@ -62,7 +62,7 @@ class _Prompts(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {**_tokens(self._model, texts), "labels": torch.from_numpy(targets.astype(np.float32))}
 
 
-class _Tuned(nn.Module):
+class _Tuned(nn.Module):  # type: ignore[misc]  # as above
     """Encoder and linear head, as one module."""
 
     def __init__(self, encoder: SentenceTransformer, weight: Floats, bias: Floats) -> None:
@@ -105,6 +105,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not type
 
 class _Trainer(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     """Batches come ready made and in order; the head learns faster than the encoder."""
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, tuning: Tuning, **settings: object) -> None:
         self._tuning = tuning
@@ -200,7 +202,7 @@ def _by_length(
     return np.concatenate([batches[number] for number in rng.permutation(len(batches))])
 
 
-class _Measured(torch.utils.data.Dataset[dict[str, Tensor]]):
+class _Measured(torch.utils.data.Dataset[dict[str, Tensor]]):  # type: ignore[misc]  # as above
     """Held-out prompts as they are, in batches alike in length."""
 
     def __init__(self, texts: Sequence[str], targets: Floats, model: SentenceTransformer, tuning: Tuning) -> None:

@@ -17,8 +17,8 @@ from ..experts.weights import locate
 from ..router.encoder import EncoderId, load_encoder
 from ..router.manifest import ArtefactError
 from .data import Columns, DataError, Prompt, load_prompts
-from .recipes import TEACHERS, TRAINED
-from .train import Options, train
+from .recipes import TEACHERS, TRAINED, Options
+from .train import train
 
 OWN_PROMPTS = Path(__file__).parent / "prompts"
 COLUMNS = Columns(label="domain")
