@@ -84,11 +84,12 @@ def test_a_system_prompt_makes_another_expert_of_the_same_engine(client: openai.
     assert serving.register({"name": "lawyer", "backend": backend}).status_code == 201
     until(lambda: "lawyer" in serving.models(), 30)
     create = client.chat.completions.create
-    general, lawyer = (
-        create(model=name, messages=QUESTION, max_tokens=24, temperature=0) for name in ("general", "lawyer")
-    )
+    lawyer = create(model="lawyer", messages=QUESTION, max_tokens=24, temperature=0)
+    told: list[ChatCompletionMessageParam] = [{"role": "system", "content": "Answer like a lawyer."}, *QUESTION]
+    general = create(model="general", messages=told, max_tokens=24, temperature=0)
     assert lawyer.usage and general.usage
-    assert lawyer.usage.prompt_tokens > general.usage.prompt_tokens
+    assert lawyer.usage.prompt_tokens == general.usage.prompt_tokens
+    assert lawyer.choices[0].message.content == general.choices[0].message.content
     assert (general.model, lawyer.model) == ("general", "lawyer")
 
 
