@@ -163,7 +163,8 @@ class Admission:
             raise _overloaded(expected)
         newest = rows[hog][-1]
         lane.drop(newest)
-        newest.turn.set_exception(_overloaded(expected))
+        if not newest.turn.done():  # done: it left, and does not know yet
+            newest.turn.set_exception(_overloaded(expected))
 
     def _give_up(self, lane: _Lane, waiter: _Waiter) -> None:
         """It left while it waited; a place that it was given in the same moment goes to the next."""

@@ -202,6 +202,7 @@ def test_a_request_head_that_never_ends_is_cut_off(tmp_path: Path) -> None:
         assert edge.get("/healthz").status_code == 200
         with socket.create_connection(edge.listener.getsockname(), timeout=20) as slow:
             slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 400")
             assert slow.recv(1000) == b""
 
 

@@ -177,8 +177,9 @@ def requested(lab: Lab, text: str, model: str, stream: bool) -> bytes:
 def leave(connection: socket.socket, reset: bool) -> float:
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    gone = time.monotonic()
     connection.close()
-    return time.monotonic()
+    return gone
 
 
 @pytest.mark.parametrize("reset", [True, False])
