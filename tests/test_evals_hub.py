@@ -52,6 +52,7 @@ def data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         else:
             file.write_text(json.dumps(row) + "\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the hub is here
     return tmp_path / "hub"
 
 

@@ -74,6 +74,7 @@ def test_rows_come_from_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "me/scripted/scripted.py").write_text("raise SystemExit")
     (tmp_path / "me/scripted@refs-convert-parquet/default/train/0.jsonl").write_text(lines)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the hub is here
     with hub(tmp_path) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert [(p.text, p.label) for p in load_prompts("me/mine")] == [(r["text"], r["label"]) for r in rows]
