@@ -66,6 +66,9 @@ CACHE = Path("~/.cache/collegium/features")
     "--hold-out-sources", is_flag=True, help="Hold out whole sources (column `source`) to calibrate and score."
 )
 @click.option(
+    "--spelling/--no-spelling", default=True, show_default=True, help="Undo slips in unknown words of a prompt."
+)
+@click.option(
     "--parent",
     type=click.Path(path_type=Path),
     help="Router that this one follows.  [default: the one that it replaces]",
@@ -98,6 +101,7 @@ def command(
     alpha: float | None,
     confidence: float,
     hold_out_sources: bool,
+    spelling: bool,
     parent: Path | None,
     seed: int,
     cache: Path,
@@ -113,6 +117,7 @@ def command(
             seed=seed,
             precision=precision,
             hold_out_sources=hold_out_sources,
+            spelling=spelling,
             members=tuple(member.strip() for member in members.split(",")),
             teacher=teacher,
             tuning=Tuning(prompts=tune_prompts),

@@ -28,6 +28,7 @@ from .manifest import (
     read_artefact,
     write_artefact,
 )
+from .spelling import Speller, spelling_apart
 from .text import bounded, cut
 
 SELF_TEST_TOLERANCE = 5e-3
@@ -52,7 +53,7 @@ class Classifier(ABC):
     """Prompts -> calibrated probabilities of `classes_`, shape (k,), in sorted order.
 
     `temperature` divides the logits, `scaling` then acts on each class; fit leaves them at 1 and None, calibration on
-    held-out prompts sets them. `text` says how much of a prompt is read.
+    held-out prompts sets them. `text` says how much of a prompt is read, `speller` undoes slips of the keyboard first.
     """
 
     kind: ClassVar[str]
@@ -64,6 +65,7 @@ class Classifier(ABC):
         self.seed = seed
         self.temperature = 1.0
         self.scaling: VectorScaling | None = None
+        self.speller: Speller | None = None
         self.classes_: NDArray[np.str_] = np.array([], dtype=str)
 
     @abstractmethod
@@ -102,8 +104,9 @@ class Classifier(ABC):
         return None
 
     def prepare(self, text: str) -> str:
-        """The part of a prompt that is read."""
-        return cut(bounded(text), self.text.head, self.text.tail)
+        """The part of a prompt that is read, as it is read."""
+        part = cut(bounded(text), self.text.head, self.text.tail)
+        return self.speller.corrected(part) if self.speller else part
 
     def probabilities(self, text: str) -> Floats:
         """Calibrated probabilities of one prompt, shape (k,). A prompt without any text gets equal ones."""
@@ -146,7 +149,8 @@ class Classifier(ABC):
         Raises:
             ArtefactError: it cannot be written there.
         """
-        return write_artefact(folder, self.manifest(about), self.state()[1], about.extra)
+        spelling = self.speller.tensors() if self.speller else {}
+        return write_artefact(folder, self.manifest(about), {**self.state()[1], **spelling}, about.extra)
 
     def manifest(self, about: About = About()) -> Manifest:
         """What the artefact says of itself; `version` and `files` are known once it is written."""
@@ -193,7 +197,9 @@ class Classifier(ABC):
         """`from_state`, with what every kind keeps, checked by the self-test prompts."""
         if manifest.labels != sorted(set(manifest.labels)):
             raise ArtefactError(f"router {manifest.version}: labels {manifest.labels} are not sorted and distinct")
-        classifier = cls.from_state(manifest, tensors, locate)
+        own, spelling = spelling_apart(tensors)
+        classifier = cls.from_state(manifest, own, locate)
+        classifier.speller = Speller.from_tensors(spelling) if spelling else None
         classifier.text = manifest.text
         classifier.seed = manifest.seed
         classifier.temperature = manifest.temperature

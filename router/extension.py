@@ -86,6 +86,9 @@ class ExtendedClassifier(Classifier):
         """
         raise ValueError("an extended router is not fitted: extend a fitted one, or train one on all labels")
 
+    def prepare(self, text: str) -> str:
+        return self.base.prepare(text)
+
     def logits(self, text: str) -> Floats:
         """Logarithms of the probabilities."""
         scores: Floats = np.log(np.maximum(self.probabilities(text), 1e-12))

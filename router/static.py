@@ -17,11 +17,10 @@ from .classifier import DEFAULT_TEXT, Classifier, tensor_of_shape
 from .encoder import Locate
 from .manifest import ArtefactError, Manifest, Tensors, TextRecord
 from .ngrams import unit
+from .pieces import Ids, Pieces
 
 PIECES = 160
 MAX_TOKENIZER_BYTES = 32 * 2**20
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,7 @@ class StaticClassifier(Classifier):
             raise ArtefactError(f"the tokenizer cannot be read ({error})") from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        self._pieces = Pieces(self.tokenizer)
         self.regularisation = regularisation
         self._tensors: dict[str, NDArray[np.generic]] = {}
         self._set_table("tokens", tokens)
@@ -106,7 +106,7 @@ class StaticClassifier(Classifier):
 
     def ids(self, text: str) -> Ids:
         """Piece numbers of a prepared text, at most PIECES."""
-        return np.array(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids[:PIECES], np.int64)
+        return self._pieces.of(text)[:PIECES]
 
     def logits(self, text: str) -> Floats:
         return self.logits_and_vector(text)[0]

@@ -17,6 +17,7 @@ from ..router.finetuned import FinetunedClassifier
 from ..router.frozen import FrozenClassifier
 from ..router.manifest import TextRecord
 from ..router.ngrams import NgramClassifier
+from ..router.spelling import Speller
 from ..router.static import StaticClassifier
 from .data import Prompt
 from .features import Progress, quiet, vectors_of
@@ -39,6 +40,7 @@ class Options:
     `members` are the kinds of a committee, the first and the second stage of a cascade, which may lose `allowed_loss`
     of its accuracy; `teacher` is the kind whose probabilities a static router learns besides the labels.
     `hold_out_sources` holds out whole sources, so that scores, temperature and threshold are those of unlike prompts.
+    `spelling` has the router undo slips of the keyboard in words that it does not know.
     """
 
     name: str = "router"
@@ -46,6 +48,7 @@ class Options:
     regularisation: float = 10.0
     precision: float = 0.9
     hold_out_sources: bool = False
+    spelling: bool = True
     members: tuple[str, ...] = COMMITTEE
     teacher: str | None = None
     allowed_loss: float = 0.003
@@ -76,7 +79,10 @@ def learner_of(
     Raises:
         ValueError: the kind is not known, or needs an encoder, or cannot be a member.
     """
-    return _Recipes(prompts, encoder, options, cache, progress).of(kind)
+    recipes = _Recipes(prompts, encoder, options, cache, progress)
+    learner = recipes.of(kind)
+    learner.classifier.speller = recipes.speller
+    return learner
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class _Recipes:
     made: dict[str, Learner] = field(default_factory=dict)
 
     def of(self, kind: str) -> Learner:
+        if kind not in self.made:
+            self.made[kind] = self._made(kind)
+        return self.made[kind]
+
+    def _made(self, kind: str) -> Learner:
         makers = {
             "tfidf": self._tfidf,
             "frozen": self._frozen,
@@ -101,9 +112,12 @@ class _Recipes:
             raise ValueError(f"kind {kind!r} is not one that labelled prompts make; these are: {', '.join(TRAINED)}")
         if kind != "tfidf" and self.given is None:
             raise ValueError(f"kind {kind!r} needs an encoder")
-        if kind not in self.made:
-            self.made[kind] = makers[kind]()
-        return self.made[kind]
+        return makers[kind]()
+
+    @cached_property
+    def speller(self) -> Speller | None:
+        known = self.given.module.tokenizer.get_vocab() if self.given else ()
+        return Speller.of(self.texts, known) if self.options.spelling else None
 
     @cached_property
     def labels(self) -> NDArray[np.str_]:
