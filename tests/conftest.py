@@ -1,4 +1,4 @@
-"""Options of the whole suite: `--repeat N` runs every test that takes a `seed` with N seeds."""
+"""Options of the whole suite: `--repeat N` runs every test that takes a `seed` with N seeds; `--size` of long tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, default=1, help="seeds for each test that takes a seed")
+    parser.addoption("--size", type=int, help="how many requests, streams, seconds or kills a long test makes")
+    parser.addoption("--first-seed", type=int, default=0, help="the first of the seeds")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("repeat")), scope="function")
+        first = metafunc.config.getoption("first_seed")
+        metafunc.parametrize("seed", range(first, first + metafunc.config.getoption("repeat")), scope="function")

@@ -20,7 +20,7 @@ from collegium.serve.settings import EdgeSettings
 from collegium.serve.snapshot import Sources
 from echo_expert import served
 from faults.engine import greedy
-from faults.expert import Expert
+from faults.expert import Attempt, Expert
 from serve_kit import KeywordRouter
 
 # Generous for a busy machine, short enough to wait for.
@@ -148,9 +148,24 @@ class Lab:
 
     def attempts(self, reply: Reply) -> list[tuple[str, str]]:
         """Expert and result of each attempt of an answered request."""
-        attempts = self.settled().requests[reply.headers["x-request-id"]]["attempts"]
+        attempts = self.logged(reply)["attempts"]
         assert isinstance(attempts, list)
         return [(attempt["expert"], attempt["result"]) for attempt in attempts]
+
+    def await_left(self, *attempts: Attempt) -> None:
+        """Until the expert has seen that the edge left each of these."""
+        until = time.monotonic() + _WAIT
+        while not all(attempt.left for attempt in attempts):
+            assert time.monotonic() < until, "the edge does not leave the expert"
+            time.sleep(0.005)
+
+    def logged(self, reply: Reply) -> dict[str, object]:
+        """The access log's line about an answered request, whatever else is under way."""
+        request, until = reply.headers["x-request-id"], time.monotonic() + _WAIT
+        while request not in self.log.requests:
+            assert time.monotonic() < until, f"{request} does not end"
+            time.sleep(0.005)
+        return self.log.requests[request]
 
 
 def cards(main: str, spare: str) -> list[tuple[dict[str, object], str]]:

@@ -87,7 +87,7 @@ def test_c06_accepted_and_never_answered(lab: Lab, tag: str, seed: int) -> None:
     assert (named.status, named.code) == (504, "ttft_timeout")
     assert named.headers["x-should-retry"] == "false"
     assert len(lab.main.of(tag)) == 2
-    assert all(attempt.left for attempt in lab.main.of(tag))
+    lab.await_left(*lab.main.of(tag))
 
 
 def test_c07_late_first_token(lab: Lab, tag: str, seed: int) -> None:
@@ -128,14 +128,14 @@ def test_c09_stalled(lab: Lab, tag: str, seed: int) -> None:
     assert (reply.text, reply.done) == (lab.right(f"{tag} {LONG}"), True)
     told = lab.ask(f"{tag} {LONG}", "math", stream=True)
     assert (told.done, told.code) == (False, "total_timeout")
-    assert lab.main.of(tag)[0].left and lab.main.of(tag)[2].left
+    lab.await_left(lab.main.of(tag)[0], lab.main.of(tag)[2])
 
 
 def test_c10_malformed_events(lab: Lab, tag: str, seed: int) -> None:
     lab.main.plan(tag, do.malformed(10), do.malformed(10, 4))
     reply = lab.ask(f"{tag} {LONG}", "math", stream=True)
     assert (reply.text, reply.done) == (lab.right(f"{tag} {LONG}"), True)
-    assert lab.settled().requests[reply.headers["x-request-id"]]["malformed"] == 1
+    assert lab.logged(reply)["malformed"] == 1
     told = lab.ask(f"{tag} {LONG}", "math", stream=True)
     assert (told.done, told.code) == (False, "upstream_invalid_response")
 
