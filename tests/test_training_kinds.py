@@ -14,7 +14,8 @@ from collegium.router.encoder import EncoderError
 from collegium.router.finetuned import FinetunedClassifier
 from collegium.router.manifest import ArtefactError
 from collegium.router.ngrams import NgramClassifier
-from collegium.router.static import Ids, StaticClassifier, pair_numbers
+from collegium.router.pieces import Ids
+from collegium.router.static import StaticClassifier, pair_numbers
 from collegium.training.data import DataError, Prompt
 from collegium.training.finetune import finetune
 from collegium.training.recipes import Options
