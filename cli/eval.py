@@ -30,11 +30,21 @@ from ..evals.features import Advance, default_cache, encode_cached, route_cached
 from ..evals.outcomes import OutcomesError, read_outcomes
 from ..evals.records import Record, RecordError, RunFolder, Sample
 from ..evals.replay import EXAMPLES, ROUTED, Judgement, Known, judge, judge_run
-from ..evals.runner import Method, Plan, PriceOf, RunStoppedError, card_prices, letter_tokens, totals
+from ..evals.runner import (
+    Method,
+    Plan,
+    PriceOf,
+    RunStoppedError,
+    Score,
+    card_prices,
+    judged_per_character,
+    letter_tokens,
+    totals,
+)
 from ..evals.runner import run as run_plan
 from ..evals.sandbox import SandboxError
 from ..evals.table import Price, Table, build_table, fold_of, parse_prices
-from ..evals.tasks import KINDS, Style, TaskError, choice_prompt, load_samples
+from ..evals.tasks import KINDS, Style, TaskError, choice_prompt, cloze_prompt, load_samples
 from ..evals.text import markdown, run_markdown
 from ..experts.card import CardError
 from ..experts.pool import load_pool
@@ -44,6 +54,7 @@ from ..router.encoder import DEFAULT_ENCODER, EncoderError, EncoderId, load_enco
 from ..router.manifest import ArtefactError
 from ..router.text import bounded
 from .ensemble import command as ensemble
+from .mix import command as mix
 from .seen import router_behind, unseen_samples
 
 ENCODER_TOKENS = 256
@@ -56,6 +67,7 @@ def command() -> None:
 
 
 command.add_command(ensemble, "ensemble")
+command.add_command(mix, "mix")
 
 
 @command.command()
@@ -135,6 +147,14 @@ def replay(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run's folder; resumed."
 )
 @click.option("--method", type=click.Choice(["logprob", "generate"]), default="logprob", show_default=True)
+@click.option(
+    "--score",
+    type=click.Choice(["letter", "text"]),
+    default="letter",
+    show_default=True,
+    help="What of a choice is scored by its log-probability; text: the question is put without its choices.",
+)
+@click.option("--per-character", is_flag=True, help="With --score text: judge by the log-probability a character.")
 @click.option("--generalist", help="Its name.  [default: the best single expert of the other half]")
 @click.option("--limit", type=click.IntRange(1), help="So many questions, drawn by the seed.")
 @click.option(
@@ -172,6 +192,8 @@ def run(
     targets: str,
     out: Path,
     method: Method,
+    score: Score,
+    per_character: bool,
     generalist: str | None,
     limit: int | None,
     examples: Path | None,
@@ -197,7 +219,9 @@ def run(
         worked = load_samples(examples, kind) if examples else []
         asked = tuple(name.strip() for name in targets.split(",") if name.strip())
         letters = letter_tokens(tokenizer) if tokenizer else ()
-        plan = Plan(kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed, letters, answer_only)
+        plan = Plan(
+            kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed, letters, answer_only, score
+        )
         price = card_prices(load_pool(pool)) if pool else None
         key = os.environ.get(api_key_env) if api_key_env else None
         behind = router or (router_behind(endpoint, key) if ROUTED in asked else None)
@@ -205,7 +229,9 @@ def run(
             samples = unseen_samples(samples, behind, drop_seen)
         records = asyncio.run(_ask(RunFolder(out), endpoint, key, plan, samples, worked, price, concurrency))
         judged = kind != "perplexity" and ROUTED in asked and len(asked) > 1
-        known = _known(samples, worked, plan.style, router) if judged and router else None
+        if per_character and score == "text":
+            records = judged_per_character(samples, records)
+        known = _known(samples, worked, plan, router) if judged and router else None
         judgement = judge_run(samples, records, generalist, examples_shown, known) if judged else None
     except (TaskError, RecordError, RunStoppedError, SandboxError, CardError, EncoderError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -218,11 +244,12 @@ def run(
         click.echo(run_markdown(records, judgement), nl=False)
 
 
-def _known(samples: list[Sample], worked: list[Sample], style: Style, folder: Path) -> Known:
+def _known(samples: list[Sample], worked: list[Sample], plan: Plan, folder: Path) -> Known:
     """Posteriors of the questions as they were put, by the endpoint's own router."""
     router = load_router(folder, locate)
     with _progress("routing", len(samples)) as advance:
-        texts = [choice_prompt(sample, worked, style) if sample.choices else sample.prompt for sample in samples]
+        put = cloze_prompt if plan.score == "text" else choice_prompt
+        texts = [put(sample, worked, plan.style) if sample.choices else sample.prompt for sample in samples]
         rows, _ = route_cached(texts, router, (), default_cache(), advance)
     return Known(router.labels, {sample.id: row.tolist() for sample, row in zip(samples, rows, strict=True)})
 

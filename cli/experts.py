@@ -97,10 +97,11 @@ def remove(name: str, wait: float | None, state: Path, registry_url: str | None)
 @click.argument("name")
 @click.option(
     "--run",
-    "folder",
+    "folders",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="Folder of a `collegium eval run` that asked NAME and the generalist the same questions.",
+    multiple=True,
+    help="Folder of a `collegium eval run`; several may hold the answers of NAME and of the generalist.",
 )
 @click.option("--generalist", help="Its name.  [default: the registry's only generalist]")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
@@ -112,7 +113,7 @@ def remove(name: str, wait: float | None, state: Path, registry_url: str | None)
 @state_options
 def admit(
     name: str,
-    folder: Path,
+    folders: tuple[Path, ...],
     generalist: str | None,
     confidence: float,
     margin: float,
@@ -132,9 +133,11 @@ def admit(
     gate = Gate(confidence=confidence, margin=margin, min_samples=min_samples)
     with open_registry(state, registry_url) as registry:
         try:
-            run = RunFolder(folder)
+            runs = [RunFolder(folder) for folder in folders]
+            samples = {sample.id: sample for run in runs for sample in run.samples()}
+            records = [record for run in runs for record in run.records()]
             rival = generalist or _only_generalist(registry)
-            verdicts = judge(registry, name, rival, run.samples(), run.records(), gate)
+            verdicts = judge(registry, name, rival, list(samples.values()), records, gate)
         except (GateError, RecordError) as error:
             raise click.ClickException(str(error)) from error
     if as_json:

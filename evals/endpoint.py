@@ -42,6 +42,7 @@ class _Logprobs(BaseModel):
 
 
 class _Choice(BaseModel):
+    index: int = 0
     message: _Message | None = None
     text: str | None = None
     logprobs: _Logprobs | None = None
@@ -65,6 +66,14 @@ class Reply:
     seconds: float
     logprob: float = 0.0
     tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Log-probability of a text after another: `total` nats over `tokens` tokens."""
+
+    total: float
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -108,30 +117,24 @@ class Endpoint:
 
         A token that lies across the border counts as the continuation's. The first token of a text has none.
         """
-        text = context + continuation
-        body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        reply, (scored,) = await self.score_all(model, context, [continuation])
+        return replace(reply, text=continuation, completion_tokens=0, logprob=scored.total, tokens=scored.tokens)
+
+    async def score_all(
+        self, model: str, context: str, continuations: Sequence[str]
+    ) -> tuple[Reply, tuple[Continuation, ...]]:
+        """Log-probabilities of each of `continuations` after `context`, as in `score`, by one request of all of them.
+
+        So `auto` makes one decision for a question, from what its prompts share.
+        """
+        texts = [context + continuation for continuation in continuations]
+        body = {"model": model, "prompt": texts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
         completion, reply = await self._ask("/completions", body)
-        found = completion.choices[0].logprobs
-        if found is None or len(found.token_logprobs) != len(found.text_offset):
-            raise EndpointError(f"{model} gives no log-probabilities with echo; score by the generated answer instead")
-        ends = [*found.text_offset[1:], math.inf]
-        values = [
-            value
-            for value, start, end in zip(found.token_logprobs, found.text_offset, ends, strict=True)
-            if value is not None and end > len(context) and start < len(text)
-        ]
-        if not values or not all(map(math.isfinite, values)):
-            raise EndpointError(f"{model} gives no finite log-probability for {continuation[:40]!r}")
-        return Reply(
-            continuation,
-            reply.expert,
-            reply.router,
-            reply.prompt_tokens,
-            0,
-            reply.seconds,
-            math.fsum(values),
-            len(values),
-        )
+        choices = sorted(completion.choices, key=lambda choice: choice.index)
+        if len(choices) != len(texts):
+            raise EndpointError(f"{model} answered {len(choices)} of {len(texts)} prompts of one request")
+        found = zip(choices, texts, strict=True)
+        return reply, tuple(_continued(choice.logprobs, len(context), text, model) for choice, text in found)
 
     async def next_tokens(self, model: str, context: str) -> tuple[Reply, Mapping[str, float]]:
         """Log-probabilities of the most probable next tokens after `context`, by their text: one reading of it.
@@ -210,3 +213,18 @@ def _with_text(reply: Reply, text: str | None) -> Reply:
     if text is None:
         raise EndpointError("the answer has no text")
     return Reply(text, reply.expert, reply.router, reply.prompt_tokens, reply.completion_tokens, reply.seconds)
+
+
+def _continued(found: _Logprobs | None, start: int, text: str, model: str) -> Continuation:
+    """What the echo of `text` says of its tokens from the character `start` on."""
+    if found is None or len(found.token_logprobs) != len(found.text_offset):
+        raise EndpointError(f"{model} gives no log-probabilities with echo; score by the generated answer instead")
+    ends = [*found.text_offset[1:], math.inf]
+    values = [
+        value
+        for value, begin, end in zip(found.token_logprobs, found.text_offset, ends, strict=True)
+        if value is not None and end > start and begin < len(text)
+    ]
+    if not values or not all(map(math.isfinite, values)):
+        raise EndpointError(f"{model} gives no finite log-probability for {text[start:][:40]!r}")
+    return Continuation(math.fsum(values), len(values))

@@ -12,10 +12,11 @@ from ..experts.card import Card
 from .endpoint import Endpoint, EndpointError, Reply
 from .records import Record, RecordWriter, RunFolder, Sample
 from .sandbox import run_tests
-from .scoring import best_choice, read_choice, read_number
-from .tasks import LETTERS, Style, choice_prompt, open_prompt
+from .scoring import best_choice, per_character, read_choice, read_number
+from .tasks import LETTERS, Style, choice_prompt, cloze_prompt, open_prompt
 
 Method = Literal["logprob", "generate"]
+Score = Literal["letter", "text"]
 PriceOf = Callable[[str, int, int], float]
 """(expert, prompt tokens, completion tokens) -> cost."""
 
@@ -33,7 +34,8 @@ class Plan:
 
     `letter_tokens` are the ids of " A", " B", ... in the experts' tokenizer: letters that are not among the most
     probable next tokens are then scored by forcing them instead of by echo. `answer_only` asks for the most probable
-    letter alone: one call, the same answer, no log-probabilities.
+    letter alone: one call, the same answer, no log-probabilities. `score` "text" goes by the log-probabilities of the
+    choices' texts after the question alone, in one call; the choices are then not shown.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Plan:
     seed: int = 0
     letter_tokens: tuple[int, ...] = ()
     answer_only: bool = False
+    score: Score = "letter"
 
     def __post_init__(self) -> None:
         if self.answer_only and not self.letter_tokens:
@@ -171,7 +174,8 @@ async def _judged(state: _Run, sample: Sample, target: str) -> Record:
         reply = await state.endpoint.score(target, "", sample.prompt)
         return replace(_base(sample, target, reply), logprobs=(reply.logprob,), prompt_tokens=reply.tokens)
     if plan.kind == "choice" and plan.method == "logprob":
-        return await _scored(state, sample, target)
+        scored = _scored_texts if plan.score == "text" else _scored
+        return await scored(state, sample, target)
     reply = await _generated(state, sample, target)
     record = replace(_base(sample, target, reply), output=reply.text)
     if plan.kind == "choice":
@@ -182,6 +186,16 @@ async def _judged(state: _Run, sample: Sample, target: str) -> Record:
         return replace(record, answer=answer, correct=answer is not None and answer == read_number(sample.target))
     ran = await asyncio.to_thread(run_tests, _code(reply.text), sample.target)
     return replace(record, answer=ran.reason or "passed", correct=ran.passed)
+
+
+async def _scored_texts(state: _Run, sample: Sample, target: str) -> Record:
+    """By the log-probabilities of the choices' texts, all in one request."""
+    context = cloze_prompt(sample, state.examples, state.plan.style)
+    reply, found = await state.endpoint.score_all(target, context, [f" {choice}" for choice in sample.choices])
+    logprobs = tuple(one.total for one in found)
+    answer = LETTERS[best_choice(logprobs)]
+    base = replace(_base(sample, target, reply), completion_tokens=0)
+    return replace(base, logprobs=logprobs, answer=answer, correct=answer == sample.target)
 
 
 async def _scored(state: _Run, sample: Sample, target: str) -> Record:
@@ -261,6 +275,19 @@ def _base(sample: Sample, target: str, reply: Reply) -> Record:
         seconds=reply.seconds,
         router=reply.router,
     )
+
+
+def judged_per_character(samples: Sequence[Sample], records: Sequence[Record]) -> list[Record]:
+    """Records of texts scored, judged by the log-probability a character instead of the sum."""
+    asked = {sample.id: sample for sample in samples}
+    judged = []
+    for record in records:
+        if record.logprobs and record.sample in asked:
+            sample = asked[record.sample]
+            answer = LETTERS[best_choice(per_character(record.logprobs, sample.choices))]
+            record = replace(record, answer=answer, correct=answer == sample.target)
+        judged.append(record)
+    return judged
 
 
 def _code(output: str) -> str:

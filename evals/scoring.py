@@ -60,6 +60,11 @@ def best_choice(logprobs: Sequence[float]) -> int:
     return max(range(len(logprobs)), key=lambda position: logprobs[position])
 
 
+def per_character(logprobs: Sequence[float], choices: Sequence[str]) -> list[float]:
+    """Log-probability a character of each choice's text: lm-evaluation-harness's acc_norm goes by the best of them."""
+    return [value / max(1, len(choice)) for value, choice in zip(logprobs, choices, strict=True)]
+
+
 def choice_probabilities(logprobs: Sequence[float]) -> list[float]:
     """Probabilities of the choices, renormalised to sum 1."""
     top = max(logprobs)

@@ -31,8 +31,10 @@ class Style:
     reasoning: bool = False
 
 
-def load_samples(task: Path | str, kind: str, limit: int | None = None, seed: int = 0) -> list[Sample]:
-    """Read a task's rows; `limit` draws that many at random, by `seed`.
+def load_samples(
+    task: Path | str, kind: str, limit: int | None = None, seed: int = 0, split: str | None = None
+) -> list[Sample]:
+    """Read a task's rows; `limit` draws that many at random, by `seed`; rows that name another `split` are passed over.
 
     `task` is a file, a short name of hub.known_tasks, or hf:owner/name[/configuration][:split]. Keys: `question` (also
     `prompt`, `text`), `domain` (also `category`, `subject`), `id` optional. A choice row has `choices` (also `options`)
@@ -49,6 +51,8 @@ def load_samples(task: Path | str, kind: str, limit: int | None = None, seed: in
     seen: set[str] = set()
     for file in files:
         for number, row in enumerate(_rows(file), start=1):
+            if split is not None and row.get("split", split) != split:
+                continue
             where = f"{file}, row {number}"
             sample = _sample(_read(row, mapped, where), kind, f"{file.name.partition('.')[0]}-{number}", where)
             if sample.id in seen:
@@ -67,6 +71,15 @@ def choice_prompt(sample: Sample, examples: Sequence[Sample] = (), style: Style 
     shown = [f"{_stem(example)}\nAnswer: {example.target}" for example in examples[: style.shots]]
     ask = "Think step by step, then end with 'Answer: X'." if style.reasoning else "Answer:"
     return "\n\n".join([*shown, f"{_stem(sample)}\n{ask}"])
+
+
+def cloze_prompt(sample: Sample, examples: Sequence[Sample] = (), style: Style = Style()) -> str:
+    """A question without its choices, ending where the text of one belongs: lm-evaluation-harness's form of ARC."""
+    shown = [
+        f"Question: {example.prompt}\nAnswer: {example.choices[LETTERS.index(example.target)]}"
+        for example in examples[: style.shots]
+    ]
+    return "\n\n".join([*shown, f"Question: {sample.prompt}\nAnswer:"])
 
 
 def open_prompt(sample: Sample, examples: Sequence[Sample] = (), style: Style = Style()) -> str:

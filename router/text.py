@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 
 MAX_CHARACTERS = 8_000
 EARLIER_TURNS = 3
@@ -91,8 +92,18 @@ def is_too_short(text: str) -> bool:
 
 def _plain(prompt: object) -> str:
     if isinstance(prompt, list):
-        prompt = "\n".join(part[:_RAW_CHARACTERS] for part in prompt[:_RAW_CHARACTERS] if isinstance(part, str))
+        parts = [part[:_RAW_CHARACTERS] for part in prompt[:_RAW_CHARACTERS] if isinstance(part, str)]
+        prompt = _shared(parts) or "\n".join(parts)
     return bounded(prompt) if isinstance(prompt, str) else ""
+
+
+def _shared(prompts: Sequence[str]) -> str:
+    """What several prompts begin with, if it is half of the shortest or more; else nothing.
+
+    A question put once with each of its answers, to score them, is routed as the question.
+    """
+    shared = commonprefix(prompts) if len(prompts) > 1 else ""
+    return shared if 2 * len(shared) >= min(map(len, prompts), default=0) else ""
 
 
 def _user_text(message: object) -> str:

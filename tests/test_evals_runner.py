@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from collegium.cli.eval import command
 from collegium.evals.endpoint import Endpoint
 from collegium.evals.records import Record, RecordError, RunFolder, Sample
-from collegium.evals.runner import GONE_LIMIT, Plan, RunStoppedError, card_prices, run, totals
-from collegium.evals.tasks import Style
+from collegium.evals.runner import GONE_LIMIT, Plan, RunStoppedError, card_prices, judged_per_character, run, totals
+from collegium.evals.tasks import Style, cloze_prompt
 from collegium.experts.card import parse_card
 from echo_expert import ThreadedServer
 from starlette.applications import Starlette
@@ -41,21 +41,26 @@ class Exam:
         body = await request.json()
         prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         model = body["model"]
-        self.asked.append((model, prompt))
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        read = "\n".join(texts)
+        self.asked.append((model, read))
         if self.busy > 0:
             self.busy -= 1
             return Response("busy", 429, {"retry-after": "0"})
         if model in self.dead:
             return Response("no", 400)
-        expert = ("math-expert" if "math" in prompt else "health-expert") if model == "auto" else model
+        expert = ("math-expert" if "math" in read else "health-expert") if model == "auto" else model
         headers = {"x-collegium-expert": self.renamed.get(expert, expert), "x-collegium-router": "test-1"}
         usage = {"prompt_tokens": 10, "completion_tokens": 2}
-        keys = re.findall(r"\[(\w+)\]", prompt)
+        keys = re.findall(r"\[(\w+)\]", read)
         key = keys[-1] if keys else "A"
-        right = KNOWS.get(expert, "") in prompt
+        right = KNOWS.get(expert, "") in read
         if body.get("echo"):
-            choice = {"text": prompt, "logprobs": _logprobs(prompt, key if right else "A")}
-            return JSONResponse({"model": expert, "choices": [choice], "usage": usage}, headers=headers)
+            choices = [
+                {"index": place, "text": text, "logprobs": _logprobs(text, key if right else "A")}
+                for place, text in enumerate(texts)
+            ]
+            return JSONResponse({"model": expert, "choices": choices[::-1], "usage": usage}, headers=headers)
         if "logit_bias" in body:
             values = {token: -0.25 if right and "ABC"[int(token) - 10] == key else -4.0 for token in body["logit_bias"]}
             best = max(values, key=lambda token: values[token])
@@ -156,6 +161,30 @@ def test_letters_can_be_forced_by_their_tokens(exam: Exam, tmp_path: Path) -> No
     assert {(r.sample, r.target, r.answer) for r in short} == {(r.sample, r.target, r.answer) for r in records}
     with pytest.raises(ValueError, match="answer_only needs letter_tokens"):
         Plan("choice", ("auto",), answer_only=True)
+
+
+def test_texts_of_choices_are_scored_in_one_request(exam: Exam, tmp_path: Path) -> None:
+    plan = Plan("choice", ("auto", "math-expert"), score="text")
+    asked = [Sample("q1", "A math question [BB]", "math", "B", ("A", "BB", "CCC CCC"))]
+    records = ask(exam, tmp_path, plan, asked)
+    prompts = "\n".join(f"Question: A math question [BB]\nAnswer: {choice}" for choice in asked[0].choices)
+    assert sorted(exam.asked) == [("auto", prompts), ("math-expert", prompts)]
+    assert {(r.expert, r.logprobs, r.answer, r.correct) for r in records} == {
+        ("math-expert", (-4.0, -0.25, -5.0), "B", True)
+    }
+
+
+def test_texts_may_be_judged_by_the_character() -> None:
+    asked = [Sample("q", "?", "d", "B", ("no", "much longer"))]
+    (record,) = judged_per_character(asked, [Record("q", "d", "x", "x", False, "A", logprobs=(-2.0, -5.0))])
+    assert (record.answer, record.correct) == ("B", True)
+
+
+def test_worked_examples_of_texts_show_the_text(exam: Exam, tmp_path: Path) -> None:
+    example = Sample("e", "A health matter", "health", "B", ("one", "two"))
+    assert cloze_prompt(questions(1)[0], [example], Style(shots=1)) == (
+        "Question: A health matter\nAnswer: two\n\nQuestion: A health question 0 [A]\nAnswer:"
+    )
 
 
 def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam, tmp_path: Path) -> None:
