@@ -21,6 +21,7 @@ QUANTUM = 1024  # tokens that a key's turn adds
 _DEAREST = 32 * QUANTUM
 _SMOOTHING = 0.1
 _LONGEST_ADVICE = 60.0
+_HOPE = 0.8  # of the patience: who is expected to wait longer is refused, so that hardly any wait in vain
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class _Lane:
     running: int = 0
     waiting: int = 0
     seconds: float | None = None  # that a place is held, smoothed
+    first: float = field(default_factory=time.monotonic)  # when the first place was taken
     rows: dict[str, deque[_Waiter]] = field(default_factory=dict)
     order: deque[str] = field(default_factory=deque)
     deficits: dict[str, int] = field(default_factory=dict)
@@ -81,11 +83,11 @@ class _Lane:
 
     def expected_wait(self, key: str) -> float:
         """Seconds until a newcomer of this key has its turn: keys alternate, so only so many of each come before it."""
-        if self.seconds is None:
-            return 0.0
+        # Until a place is given back nobody knows how long one is held; so long at least.
+        seconds = time.monotonic() - self.first if self.seconds is None else self.seconds
         own = len(self.rows.get(key, ())) + 1
         ahead = sum(min(len(row), own) for name, row in self.rows.items() if name != key) + own
-        return ahead * self.seconds / self.capacity
+        return ahead * seconds / self.capacity
 
     def hog(self) -> str:
         """The key with most waiting."""
@@ -136,7 +138,7 @@ class Admission:
 
     async def _wait(self, lane: _Lane, waiter: _Waiter) -> None:
         expected = lane.expected_wait(waiter.key)
-        if expected > self._bounds.patience:
+        if expected > _HOPE * self._bounds.patience:
             raise _overloaded(expected)
         self._make_room(lane, waiter.key, expected)
         lane.join(waiter)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LOG_LIMIT = 10 * 1024 * 1024  # bytes; an older log is kept once, as *.1
-STEADY = 30.0  # seconds after which a child counts as well and its back-off starts anew
+STEADY = 5.0  # seconds after which a child has got beyond its start, and its back-off begins anew
 
 
 class Child:

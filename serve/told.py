@@ -38,6 +38,7 @@ def route_json(route: Route) -> dict[str, object]:
         "domain": decision.domain,
         "confidence": decision.confidence,
         "abstained": decision.abstained,
+        "novelty": route.posterior.novelty if route.posterior else None,
         "reason": decision.reason,
         "runner_up": decision.runner_up,
         "router": route.router,

@@ -102,6 +102,23 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_with_advice() -> 
     asyncio.run(main())
 
 
+def test_before_any_place_came_back_the_wait_is_judged_by_how_long_they_are_held() -> None:
+    async def main() -> None:
+        admission = Admission(Bounds(patience=0.25))
+        done: list[str] = []
+        first = asyncio.create_task(_held(admission, "x", done, seconds=0.24))
+        await _settle()
+        second = asyncio.create_task(_held(admission, "x", done))
+        await asyncio.sleep(0.22)
+        assert admission.waiting == 1  # joined when nothing was known
+        with pytest.raises(ApiError):
+            await _held(admission, "x", done)
+        await asyncio.gather(first, second)
+        assert len(done) == 2
+
+    asyncio.run(main())
+
+
 def test_a_request_that_waited_too_long_leaves_the_queue() -> None:
     async def main() -> None:
         admission = Admission(Bounds(patience=0.05))

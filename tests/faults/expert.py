@@ -170,6 +170,7 @@ class Expert:
     begun: set[str] = field(default_factory=set)
     _plans: dict[str, list[Behaviour]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -207,19 +208,23 @@ class Expert:
 
     async def stop(self) -> None:
         self._server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        own = set(self._tasks)
+        for task in own:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*own)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             while await self._exchange(reader, writer, gone):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError, LeftError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, LeftError, asyncio.CancelledError):
+            pass  # the last is `stop`, which waits
         finally:
+            self._tasks.discard(task)
             self.connections -= 1
             writer.close()
 
