@@ -103,6 +103,7 @@ def remove(name: str, wait: float | None, state: Path, registry_url: str | None)
     multiple=True,
     help="Folder of a `collegium eval run`; several may hold the answers of NAME and of the generalist.",
 )
+@click.option("--per-character", is_flag=True, help="Where texts were scored: by the log-probability a character.")
 @click.option("--generalist", help="Its name.  [default: the registry's only generalist]")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
 @click.option(
@@ -114,6 +115,7 @@ def remove(name: str, wait: float | None, state: Path, registry_url: str | None)
 def admit(
     name: str,
     folders: tuple[Path, ...],
+    per_character: bool,
     generalist: str | None,
     confidence: float,
     margin: float,
@@ -129,6 +131,7 @@ def admit(
     from ..evals.gate import Gate, GateError
     from ..evals.gate import admit as judge
     from ..evals.records import RecordError, RunFolder
+    from ..evals.runner import judged_per_character
 
     gate = Gate(confidence=confidence, margin=margin, min_samples=min_samples)
     with open_registry(state, registry_url) as registry:
@@ -136,6 +139,8 @@ def admit(
             runs = [RunFolder(folder) for folder in folders]
             samples = {sample.id: sample for run in runs for sample in run.samples()}
             records = [record for run in runs for record in run.records()]
+            if per_character:
+                records = judged_per_character(list(samples.values()), records)
             rival = generalist or _only_generalist(registry)
             verdicts = judge(registry, name, rival, list(samples.values()), records, gate)
         except (GateError, RecordError) as error:

@@ -109,6 +109,7 @@ def _record(posterior: Posterior, decision: Decision | None) -> dict[str, object
         "domain": posterior.domain,
         "confidence": posterior.confidence,
         "abstained": posterior.abstained,
+        "novelty": posterior.novelty,
         "posterior": posterior.as_dict(),
     }
     if posterior.qualities:
@@ -156,5 +157,6 @@ def _explain_qualities(console: Console, posterior: Posterior) -> None:
 
 
 def _domain(posterior: Posterior) -> str:
-    unsure = f", unsure (under {posterior.threshold:.2f})" if posterior.abstained else ""
-    return f"{posterior.domain} {posterior.confidence:.2f}{unsure}"
+    unsure = f", unsure (under {posterior.threshold:.2f})" if posterior.confidence < posterior.threshold else ""
+    novel = f", novel (beyond {posterior.novelty:.1%} of prompts)" if posterior.novel else ""
+    return f"{posterior.domain} {posterior.confidence:.2f}{unsure}{novel}"

@@ -54,6 +54,11 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
 
+class _Route(BaseModel):
+    expert: str
+    router: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer: its text or, for a scored continuation, `logprob` (nats) over `tokens` of its tokens."""
@@ -78,13 +83,18 @@ class Continuation:
 
 @dataclass(slots=True)
 class Endpoint:
-    """An async context manager around one HTTP client. `url` ends in /v1; `attempts` counts the first one."""
+    """An async context manager around one HTTP client. `url` ends in /v1; `attempts` counts the first one.
+
+    Scoring asks for no other token's log-probability, which spares an engine the search for the best of its whole
+    vocabulary; a server that takes 0 for none at all is asked for one.
+    """
 
     url: str
     key: str | None = None
     timeout: float = 120.0
     attempts: int = 4
     _client: httpx2.AsyncClient | None = field(default=None, repr=False)
+    _others: int = field(default=0, repr=False)
 
     async def __aenter__(self) -> Endpoint:
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
@@ -128,8 +138,12 @@ class Endpoint:
         So `auto` makes one decision for a question, from what its prompts share.
         """
         texts = [context + continuation for continuation in continuations]
-        body = {"model": model, "prompt": texts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        completion, reply = await self._ask("/completions", body)
+        body = {"model": model, "prompt": texts, "max_tokens": 1, "temperature": 0, "echo": True}
+        others = self._others
+        completion, reply = await self._ask("/completions", {**body, "logprobs": others})
+        if not others and completion.choices[0].logprobs is None:
+            self._others = 1
+            completion, reply = await self._ask("/completions", {**body, "logprobs": 1})
         choices = sorted(completion.choices, key=lambda choice: choice.index)
         if len(choices) != len(texts):
             raise EndpointError(f"{model} answered {len(choices)} of {len(texts)} prompts of one request")
@@ -167,6 +181,15 @@ class Endpoint:
             "/completions", {**body, "logit_bias": dict.fromkeys(map(str, tokens), 100)}
         )
         return _with_text(reply, completion.choices[0].text)
+
+    async def route(self, prompts: Sequence[str]) -> tuple[str, str]:
+        """(expert, router's version) that collegium's `auto` would choose for these prompts of one request."""
+        response = await self._post("/route", {"model": "auto", "prompt": list(prompts)})
+        try:
+            route = _Route.model_validate_json(response.content)
+        except ValidationError as error:
+            raise EndpointError("/v1/route answered something else than a route") from error
+        return route.expert, route.router
 
     async def _ask(self, path: str, body: Mapping[str, object]) -> tuple[_Completion, Reply]:
         begun = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from .baselines import Baselines, DomainRow, Regret, advice, baselines, by_domai
 from .calls import CallPoint, calls_curve, equal_vote, has_answers
 from .crossval import CrossValidated, choose, cross_validate, given_posteriors
 from .curve import CostCurve, cost_curve
+from .matrix import ExpertCell, expert_matrix
 from .records import Record, Sample
 from .statistics import Comparison, Interval, compare, wilson
 from .table import Bools, Floats, Table, build_table, fold_of
@@ -75,6 +76,7 @@ class Judgement:
     equal_vote: Interval | None
     calibration: list[CalibrationBin]
     examples: list[Example]
+    matrix: list[ExpertCell]
     base: Baselines = field(repr=False)
 
     def as_dict(self) -> dict[str, object]:
@@ -123,6 +125,7 @@ def judge(
         equal_vote=compare(equal_vote(table), base.best_single).gain if polled else None,
         calibration=_calibration(crossed.quality[np.arange(len(columns)), columns], base.routed) if curves else [],
         examples=_examples(table, base, routed, examples),
+        matrix=expert_matrix(table, generalist) if generalist else [],
         base=base,
     )
 
@@ -199,6 +202,6 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Interval | Comparison | DomainRow | Regret | CostCurve | CallPoint | CalibrationBin | Example):
+    if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     return value

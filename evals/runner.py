@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..experts.card import Card
+from ..experts.card import Card, own_cost
 from .endpoint import Endpoint, EndpointError, Reply
 from .records import Record, RecordWriter, RunFolder, Sample
 from .sandbox import run_tests
@@ -64,6 +64,7 @@ class _Run:
     plan: Plan
     examples: Sequence[Sample]
     price: PriceOf
+    reuse: Mapping[tuple[str, str], Record]
     models: dict[str, str] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)
     echo_only: set[str] = field(default_factory=set)
@@ -78,8 +79,12 @@ async def run(
     price: PriceOf | None = None,
     concurrency: int = 8,
     advance: Callable[[Record], None] | None = None,
+    reuse: Mapping[tuple[str, str], Record] | None = None,
 ) -> list[Record]:
     """Ask what `folder` does not hold yet; returns all records. `examples` are the worked ones of few-shot prompts.
+
+    `reuse` holds records of experts by (sample, expert): where `auto` chooses one of them for texts to score, the
+    endpoint is asked for the route alone.
 
     Raises:
         RunStoppedError: a target is dead.
@@ -89,7 +94,7 @@ async def run(
         raise ValueError(f"{plan.style.shots} shots of {len(examples)} worked examples; give as many")
     if {sample.id for sample in samples} & {example.id for example in examples}:
         raise ValueError("a worked example is one of the questions; take them from another split")
-    state = _Run(endpoint, plan, examples, price or (lambda expert, read, written: 0.0))
+    state = _Run(endpoint, plan, examples, price or (lambda expert, read, written: 0.0), reuse or {})
     with folder.open(asdict(plan), samples) as writer:
         done = {(record.sample, record.target) for record in folder.records() if not record.error}
         jobs = iter([(s, t) for s in samples for t in plan.targets if (s.id, t) not in done])
@@ -123,7 +128,8 @@ def letter_tokens(tokenizer: Path) -> tuple[int, ...]:
 
 def card_prices(cards: Sequence[Card]) -> PriceOf:
     """Dollars by the cards' prices; where one card has none, billions of active parameters times tokens for all."""
-    costs = {card.name: card.cost for card in cards}
+    known = {card.name: card for card in cards}
+    costs = {name: own_cost(card, known) for name, card in known.items()}
     priced = all(cost.input is not None and cost.output is not None for cost in costs.values())
 
     def price(expert: str, read: int, written: int) -> float:
@@ -191,6 +197,12 @@ async def _judged(state: _Run, sample: Sample, target: str) -> Record:
 async def _scored_texts(state: _Run, sample: Sample, target: str) -> Record:
     """By the log-probabilities of the choices' texts, all in one request."""
     context = cloze_prompt(sample, state.examples, state.plan.style)
+    if target == "auto" and state.reuse:
+        prompts = [f"{context} {choice}" for choice in sample.choices]
+        expert, router = await state.endpoint.route(prompts)
+        known = state.reuse.get((sample.id, expert))
+        if known is not None and known.logprobs:
+            return replace(known, target=target, router=router)
     reply, found = await state.endpoint.score_all(target, context, [f" {choice}" for choice in sample.choices])
     logprobs = tuple(one.total for one in found)
     answer = LETTERS[best_choice(logprobs)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .calls import CallPoint
 from .curve import CostCurve, CurvePoint
+from .matrix import ExpertCell
 from .records import Record
 from .replay import Judgement
 from .runner import totals
@@ -30,6 +31,7 @@ def markdown(judgement: Judgement) -> str:
         _table(("choice", "accuracy"), ((NAMES[key], _pct(value)) for key, value in judgement.accuracies.items())),
         _table(("expert", "alone", "traffic", "unread"), _experts(judgement)),
         _domains(judgement),
+        *([_matrix(judgement)] if judgement.matrix else []),
         _regret(judgement),
     ]
     if judgement.curve is not None:
@@ -117,6 +119,23 @@ def _domains(judgement: Judgement) -> str:
         for row in judgement.domains
     )  # fmt: skip
     return _table(header, rows) + "\n\np: exact McNemar, Holm-corrected over the rows."
+
+
+def _matrix(judgement: Judgement) -> str:
+    """Experts by domains; the gain over the generalist stands behind every accuracy but its own."""
+    domains = list(dict.fromkeys(cell.domain for cell in judgement.matrix))
+    rows = []
+    for expert in dict.fromkeys(cell.expert for cell in judgement.matrix):
+        cells = {cell.domain: cell for cell in judgement.matrix if cell.expert == expert}
+        rows.append((expert, *(_against(cells[domain]) for domain in domains)))
+    return _table(("right, and v. generalist", *domains), rows)
+
+
+def _against(cell: ExpertCell) -> str:
+    gain, right = cell.against_generalist.gain, _pct(cell.right.value)
+    if not cell.against_generalist.only_a and not cell.against_generalist.only_b:
+        return right
+    return f"{right} ({_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}])"
 
 
 def _regret(judgement: Judgement) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -288,7 +288,7 @@ def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
     own has that of its engine's card.
     """
     known = {card.name: card for card in cards}
-    costs = {name: _own_cost(card, known) for name, card in known.items()}
+    costs = {name: own_cost(card, known) for name, card in known.items()}
     priced = all(cost.input is not None and cost.output is not None for cost in costs.values())
     amounts = {name: _amount(cost, priced) for name, cost in costs.items()}
     base = next((amounts[name] for name, card in known.items() if card.generalist and amounts[name]), None)
@@ -297,7 +297,8 @@ def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
     return {name: 1.0 if amount is None else amount / base for name, amount in amounts.items()}
 
 
-def _own_cost(card: Card, known: dict[str, Card]) -> Cost:
+def own_cost(card: Card, known: Mapping[str, Card]) -> Cost:
+    """The card's cost, or that of the engine it borrows where it names none."""
     if card.cost == Cost() and card.borrowed_engine in known:
         return known[card.borrowed_engine].cost
     return card.cost

@@ -33,9 +33,16 @@ class Exam:
         self.dead: set[str] = set()
         self.busy = 0
         self.names_letters = False
+        self.zero_is_none = False
         self.renamed: dict[str, str] = {}
         routes = [Route(f"/v1/{path}", self._answer, methods=["POST"]) for path in ("completions", "chat/completions")]
+        routes.append(Route("/v1/route", self._route, methods=["POST"]))
         self.server = ThreadedServer(Starlette(routes=routes))
+
+    async def _route(self, request: Request) -> Response:
+        prompts = (await request.json())["prompt"]
+        self.asked.append(("/v1/route", "\n".join(prompts)))
+        return JSONResponse({"expert": "math-expert" if "math" in prompts[0] else "health-expert", "router": "test-2"})
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()
@@ -56,8 +63,9 @@ class Exam:
         key = keys[-1] if keys else "A"
         right = KNOWS.get(expert, "") in read
         if body.get("echo"):
+            silent = self.zero_is_none and not body["logprobs"]
             choices = [
-                {"index": place, "text": text, "logprobs": _logprobs(text, key if right else "A")}
+                {"index": place, "text": text, "logprobs": None if silent else _logprobs(text, key if right else "A")}
                 for place, text in enumerate(texts)
             ]
             return JSONResponse({"model": expert, "choices": choices[::-1], "usage": usage}, headers=headers)
@@ -174,6 +182,13 @@ def test_texts_of_choices_are_scored_in_one_request(exam: Exam, tmp_path: Path) 
     }
 
 
+def test_a_server_that_takes_no_others_for_no_logprobs_is_asked_for_one(exam: Exam, tmp_path: Path) -> None:
+    exam.zero_is_none = True
+    records = ask(exam, tmp_path, Plan("choice", ("auto",), score="text"), questions(12))
+    assert all(len(record.logprobs) == 3 for record in records)
+    assert 13 <= len(exam.asked) <= 16  # the four that run at once may each learn it
+
+
 def test_texts_may_be_judged_by_the_character() -> None:
     asked = [Sample("q", "?", "d", "B", ("no", "much longer"))]
     (record,) = judged_per_character(asked, [Record("q", "d", "x", "x", False, "A", logprobs=(-2.0, -5.0))])
@@ -185,6 +200,23 @@ def test_worked_examples_of_texts_show_the_text(exam: Exam, tmp_path: Path) -> N
     assert cloze_prompt(questions(1)[0], [example], Style(shots=1)) == (
         "Question: A health matter\nAnswer: two\n\nQuestion: A health question 0 [A]\nAnswer:"
     )
+
+
+def test_auto_takes_an_experts_recorded_answer_where_the_route_says_so(exam: Exam, tmp_path: Path) -> None:
+    plan = Plan("choice", ("math-expert", "health-expert"), score="text")
+    known = {(record.sample, record.target): record for record in ask(exam, tmp_path / "experts", plan)}
+    exam.asked.clear()
+
+    async def routed() -> list[Record]:
+        async with Endpoint(f"{exam.server.url}/v1") as endpoint:
+            auto = Plan("choice", ("auto",), score="text")
+            return await run(RunFolder(tmp_path / "auto"), endpoint, auto, questions(), reuse=known)
+
+    records = asyncio.run(routed())
+    assert {model for model, _ in exam.asked} == {"/v1/route"}
+    assert all(record.target == "auto" and record.router == "test-2" for record in records)
+    assert [r.expert for r in records] == [f"{r.domain}-expert" for r in records]
+    assert [r.logprobs for r in records] == [known[r.sample, r.expert].logprobs for r in records]
 
 
 def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam, tmp_path: Path) -> None:
@@ -274,6 +306,8 @@ def test_prices_by_card_or_by_parameters() -> None:
     assert card_prices([priced])("a", 1000, 100) == pytest.approx(0.002)
     assert card_prices([priced, sized])("b", 10, 2) == 84
     assert card_prices([priced])("unknown", 10, 2) == 0
+    adapter = {"kind": "adapter", "engine": "b", "adapter": "/a"}
+    assert card_prices([sized, parse_card({"name": "c", "backend": adapter})])("c", 10, 2) == 84
 
 
 def test_the_command_asks_judges_and_resumes(exam: Exam, tmp_path: Path) -> None:
