@@ -116,8 +116,12 @@ class Admission:
         return sum(lane.running for lane in self._lanes.values())
 
     @asynccontextmanager
-    async def place(self, engine: str, capacity: int, key: str, cost: int) -> AsyncIterator[None]:
+    async def place(
+        self, engine: str, capacity: int, key: str, cost: int, left: float = math.inf
+    ) -> AsyncIterator[None]:
         """Hold one of the engine's `capacity` places. `cost` is the request's estimate in tokens.
+
+        `left` is how many seconds its client has yet.
 
         Raises:
             ApiError: 503, it would wait too long, did wait too long, or the queue is full.
@@ -127,7 +131,8 @@ class Admission:
         if lane.running < capacity and not lane.waiting:
             lane.running += 1
         else:
-            await self._wait(lane, _Waiter(key, min(max(cost, 1), _DEAREST), asyncio.Future()))
+            patience = max(min(self._bounds.patience, left), 0.0)
+            await self._wait(lane, _Waiter(key, min(max(cost, 1), _DEAREST), asyncio.Future()), patience)
         since = time.monotonic()
         try:
             yield
@@ -136,15 +141,15 @@ class Admission:
             lane.seconds = held if lane.seconds is None else lane.seconds + _SMOOTHING * (held - lane.seconds)
             self._release(engine, lane)
 
-    async def _wait(self, lane: _Lane, waiter: _Waiter) -> None:
+    async def _wait(self, lane: _Lane, waiter: _Waiter, patience: float) -> None:
         expected = lane.expected_wait(waiter.key)
-        if expected > _HOPE * self._bounds.patience:
+        if expected > _HOPE * patience:
             raise _overloaded(expected)
         self._make_room(lane, waiter.key, expected)
         lane.join(waiter)
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._bounds.patience):
+            async with asyncio.timeout(patience):
                 await waiter.turn
         except TimeoutError as error:
             self._give_up(lane, waiter)

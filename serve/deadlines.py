@@ -1,12 +1,18 @@
-"""Deadlines of one exchange with an expert: what the edge allows, shortened by the expert's card."""
+"""Deadlines: what the edge allows, shortened by the expert's card, and by the client for its own request."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from ..experts.card import Limits
+from .auth import Headers, header
+from .errors import ApiError
 from .settings import EdgeSettings
+
+TIMEOUT = "x-collegium-timeout"
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,21 @@ class Deadlines:
             between_tokens=_shorter(settings.between_events, limits.between_tokens),
             total=_shorter(settings.total, limits.total),
         )
+
+
+def asked(headers: Headers) -> float | None:
+    """Seconds that the client gives its request from when it came, or None where it does not say.
+
+    Raises:
+        ApiError: 400, that is no number of seconds above 0.
+    """
+    given = [value.decode("latin-1") for value in header(headers, TIMEOUT.encode())]
+    if not given:
+        return None
+    seconds = float(given[0]) if len(given) == 1 and _SECONDS.fullmatch(given[0]) else 0.0
+    if seconds <= 0:
+        raise ApiError("invalid_value", f"{TIMEOUT} must be one number of seconds above 0, as in 2.5.", TIMEOUT)
+    return seconds
 
 
 def _shorter(allowed: float, limit: float | None) -> float:

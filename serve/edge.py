@@ -81,6 +81,11 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(number, self._told_to_end)
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # then uvicorn leaves the lifespan's end out
+            await self._app.hang_up()
+
     def _told_to_end(self) -> None:
         if self._drain is not None:
             self.should_exit = self.force_exit = True

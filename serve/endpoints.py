@@ -35,6 +35,7 @@ class Call:
     snapshot: Snapshot
     name: str
     allowance: Allowance
+    timeout: float | None = None
 
     @property
     def tenant(self) -> str:
@@ -65,10 +66,10 @@ class Endpoints:
 
         async def handle(call: Call) -> None:
             call.answer.api = api
-            request = replace(check(api, parse_object(call.body)), tenant=call.tenant)
+            request = replace(check(api, parse_object(call.body)), tenant=call.tenant, timeout=call.timeout)
             self._spend(request, call)
             route = await self._choose(request, call)
-            place = partial(self._place, request, call)
+            place = partial(self._place, request)
             await self._dispatcher.answer(request, route, call.snapshot, call.answer, place)
 
         return handle
@@ -106,11 +107,11 @@ class Endpoints:
         call.allowance.spend(request.cost, request.prompt_tokens)
         call.answer.headers += call.allowance.headers()
 
-    def _place(self, request: Request, call: Call, target: Target) -> AbstractAsyncContextManager[None]:
-        """A place at the target's engine, waited for if need be."""
+    def _place(self, request: Request, target: Target, left: float) -> AbstractAsyncContextManager[None]:
+        """A place at the target's engine, waited for if need be, while so many seconds are left."""
         places = target.limits.concurrency or self._settings.concurrency
         capacity = -(-places // self._settings.workers)
-        return self._admission.place(target.url, capacity, request.tenant, request.cost)
+        return self._admission.place(target.url, capacity, request.tenant, request.cost, left)
 
     async def _choose(self, request: Request, call: Call) -> Route:
         before = call.answer.exchange.seconds

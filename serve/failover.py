@@ -21,8 +21,8 @@ from .settings import EdgeSettings
 from .snapshot import Snapshot, Target
 from .told import tell
 
-# Waits for a place at an expert's engine and holds it.
-Place = Callable[[Target], AbstractAsyncContextManager[None]]
+# Waits for a place at an expert's engine, with so many seconds left, and holds it.
+Place = Callable[[Target, float], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,11 @@ class _Case:
     answer: Answer
     place: Place
     end: float
+
+    @property
+    def impatient(self) -> bool:
+        """Whether the time that the client itself set is over: that says nothing of the expert."""
+        return self.request.timeout is not None and asyncio.get_running_loop().time() >= self.end
 
 
 class Dispatcher:
@@ -57,7 +62,8 @@ class Dispatcher:
             ApiError: there is no place at an engine.
         """
         self._budget.earn()
-        end = asyncio.get_running_loop().time() + self._settings.total
+        total = self._settings.total if request.timeout is None else min(self._settings.total, request.timeout)
+        end = asyncio.get_running_loop().time() + total - answer.exchange.seconds
         case = _Case(request, route, snapshot, answer, place, end)
         chosen = route.decision.expert
         failure = await self._ask(case, chosen, others=stand_in(route, snapshot) is not None)
@@ -84,7 +90,7 @@ class Dispatcher:
             return UpstreamError(Fault.OPEN, "expert_loading", f"{expert} is not ready yet.")
         sent = 0
         while True:
-            async with case.place(target):
+            async with case.place(target, case.end - asyncio.get_running_loop().time()):
                 failure = await self._attempt(case, target)
             sent += 1
             if failure is None:
@@ -112,7 +118,10 @@ class Dispatcher:
             await self._relay.ask(case.request, target, case.answer, case.end, permit.alive)
         except UpstreamError as failure:
             weight = blame(failure)
-            permit.failed(weight) if weight else permit.succeeded()
+            if case.impatient:
+                permit.abandoned()
+            else:
+                permit.failed(weight) if weight else permit.succeeded()
             if not breaker.closed and breaker not in self._watches:
                 self._watches[breaker] = asyncio.create_task(self._watch(breaker, target))
             return failure

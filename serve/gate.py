@@ -15,6 +15,7 @@ from .auth import authorise
 from .body import ClientGoneError, check_content, check_host, discard, read_body
 from .classify import Classifier
 from .counters import Counters
+from .deadlines import asked
 from .endpoints import Call, Endpoints, Handler
 from .errors import ApiError
 from .failover import Dispatcher
@@ -87,6 +88,10 @@ class Edge:
         self._classifier.close()
         await self._upstream.close()
         self._limits.close()
+
+    async def hang_up(self) -> None:
+        """Close the connections to experts, and nothing else: the process ends at once."""
+        await self._upstream.close()
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, let running ones finish for so long, then end them with an error the client can see."""
@@ -162,6 +167,7 @@ class Edge:
                 answer.exchange.key = key.name if key else ""
             if way.method == "POST":
                 check_content(headers)
+            timeout = asked(headers)
             allowance = self._limits.enter(key if way.method == "POST" else None)
         except ApiError:
             await discard(receive, headers)
@@ -170,7 +176,7 @@ class Edge:
         try:
             body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
             answer.exchange.bytes_in = len(body)
-            await self._handle(way, Call(answer, body, key, snapshot, name, allowance), receive)
+            await self._handle(way, Call(answer, body, key, snapshot, name, allowance, timeout), receive)
         except ApiError:
             worked = answer.started
             raise

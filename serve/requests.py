@@ -102,13 +102,17 @@ _REQUIRED: dict[Api, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked body. `needs` has no allow-list yet: that comes with the key. `tenant` is the key's name, or empty."""
+    """A checked body. `needs` has no allow-list yet: that comes with the key. `tenant` is the key's name, or empty.
+
+    `timeout` is the client's own, in seconds.
+    """
 
     api: Api
     model: str
     body: Mapping[str, object]
     needs: Needs
     tenant: str = ""
+    timeout: float | None = None
 
     @property
     def streams(self) -> bool:
