@@ -15,8 +15,10 @@ from .manifest import ArtefactError, Tensors
 
 SHORTEST = 3  # letters of a word; what is unknown and as short has too many neighbours
 OFTEN = 3  # prompts that a word must be in to be a correction
+FREQUENT = 100  # prompts that a word must be in for a rare word beside it to be a slip
 ENOUGH = 5_000  # words; with fewer known, most unknown words are no slips
-MOST_CORRECTED = 16  # words of a prompt
+MOST_UNKNOWN = 0.6  # of a prompt's words
+MOST_CORRECTED = 24  # words of a prompt
 MOST_LETTERS = 40  # of an alphabet
 LONGEST = 30  # letters
 MAX_BYTES = 16 * 2**20
@@ -40,24 +42,29 @@ class Speller:
 
     @classmethod
     def of(cls, texts: Iterable[str], known: Iterable[str] = ()) -> Self | None:
-        """From prepared training prompts, and words that are `known` beside; None where these are too few to tell."""
+        """From prepared training prompts, and other `known` words; None where these are too few to tell.
+
+        A rare word of the prompts that stands beside a frequent one is taken for a slip itself.
+        """
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(set(_words(text)))
-        often = [word for word, count in counts.items() if count >= OFTEN]
-        rare = {*counts, *known}.difference(often)
-        if len(often) + len(rare) < ENOUGH:
+        often = sorted((word for word in counts if counts[word] >= OFTEN), key=lambda word: (-counts[word], word))
+        words = list(dict.fromkeys([*often, *(word for word in known if [word] == _words(word))]))
+        rare = {*counts}.difference(words)
+        if len(words) + len(rare) < ENOUGH:
             return None
-        often.sort(key=lambda word: (-counts[word], word))
-        return cls(often, np.unique(np.array([_checksum(word) for word in rare], np.uint32)))
+        frequent = cls([word for word in often if counts[word] >= FREQUENT], np.empty(0, np.uint32))
+        right = [word for word in rare if len(word) <= SHORTEST or not frequent._nearest(word)]
+        return cls(words, np.unique(np.array([_checksum(word) for word in right], np.uint32)))
 
     def corrected(self, text: str) -> str:
         """The text with its slips undone; the same text where there are none."""
-        words = set(_words(text))
-        unknown = {word for word in words if len(word) > SHORTEST and not self._is_known(word)}
-        if not unknown or len(unknown) > max(2, min(len(words) // 2, MOST_CORRECTED)):
+        words = dict.fromkeys(_words(text))
+        unknown = [word for word in words if len(word) > SHORTEST and not self._is_known(word)]
+        if not unknown or len(unknown) > max(2, MOST_UNKNOWN * len(words)):
             return text
-        found = {word: better for word in unknown if (better := self._nearest(word))}
+        found = {word: better for word in unknown[:MOST_CORRECTED] if (better := self._nearest(word))}
         if not found:
             return text
         return _WORD.sub(lambda match: _cased(found.get(match[0].lower()), match[0]), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_the_more_frequent_word_is_meant() -> None:
 
 
 def test_few_words_teach_no_spelling() -> None:
+    words = ["".join(letters) for letters in itertools.islice(itertools.product("abcdefgh", repeat=5), ENOUGH)]
     assert Speller.of([TEXT] * 10) is None
-    assert Speller.of([TEXT] * 10, [f"word{number}" for number in range(ENOUGH)]) is not None
+    assert Speller.of([TEXT] * 10, words) is not None
 
 
 @given(st.text(alphabet="abcdeLNDinrst 'é", max_size=80))

@@ -103,7 +103,7 @@ def test_train_and_route_from_the_command_line(tmp_path: Path) -> None:
     routed = run.invoke(main, ["route", "--router", str(out), "--file", str(rows), "--json"])
     lines = [json.loads(line) for line in routed.stdout.splitlines()]
     assert [line["domain"] for line in lines[:2]] == ["law", "coding"] and len(lines) == 3
-    assert all(set(line) == {"domain", "confidence", "abstained", "posterior"} for line in lines)
+    assert all(set(line) == {"domain", "confidence", "abstained", "novelty", "posterior"} for line in lines)
     assert lines[0]["confidence"] == max(lines[0]["posterior"].values())
 
     alone = run.invoke(main, ["route", "--router", str(out), "--json", "sue my landlord"])

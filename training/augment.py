@@ -63,7 +63,6 @@ _NEIGHBOURS = {
 }
 _LETTERS = re.compile(r"[a-z]", re.IGNORECASE)
 CHARACTERS_A_TYPO = 30
-MISSPELT = 0.15  # share of the prompts that training reads
 
 
 def typos(text: str, rng: np.random.Generator) -> str:
@@ -120,14 +119,16 @@ def restyle(text: str, rng: np.random.Generator) -> str:
 
 
 def augmented(text: str, rng: np.random.Generator) -> str:
-    """What training reads instead of a prompt: mostly as it is, else restyled, perturbed, or both; often misspelt."""
+    """What training reads instead of a prompt: half of the time as it is, else restyled, perturbed, or both."""
     chance = rng.random()
-    if 0.5 <= chance < 0.75 or chance >= 0.9:
+    if chance < 0.5:
+        return text
+    if chance < 0.75 or chance >= 0.9:
         text = restyle(text, rng)
     if chance >= 0.75:
         rewrites = tuple(PERTURBATIONS.values())
         text = rewrites[int(rng.integers(len(rewrites)))](text, rng)
-    return typos(text, rng) if rng.random() < MISSPELT else text
+    return text
 
 
 def mixed(first: str, second: str, rng: np.random.Generator) -> str:

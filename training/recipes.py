@@ -16,7 +16,7 @@ from ..router.encoder import Encoder
 from ..router.finetuned import FinetunedClassifier
 from ..router.frozen import FrozenClassifier
 from ..router.manifest import TextRecord
-from ..router.ngrams import NgramClassifier
+from ..router.ngrams import BUCKETS, NgramClassifier
 from ..router.spelling import Speller
 from ..router.static import StaticClassifier
 from .data import Prompt
@@ -25,6 +25,7 @@ from .learners import CascadeLearner, CommitteeLearner, FinetunedLearner, Frozen
 from .static_learner import StaticLearner, pieces_of
 from .tuning import Distilling, Tuning
 
+MANY_PROMPTS, MANY_BUCKETS = 20_000, 2**18  # n-grams of so many prompts crowd a small table
 COMMITTEE = ("static", "frozen")
 SINGLE = ("finetuned", "frozen", "static", "tfidf")
 """Kinds that can be members."""
@@ -143,7 +144,8 @@ class _Recipes:
         return vectors_of(self.texts, self.encoder, self.cache, self.progress)
 
     def _tfidf(self) -> Learner:
-        ngrams = NgramClassifier(self.options.text, self.options.seed, self.options.regularisation)
+        buckets = BUCKETS if len(self.prompts) < MANY_PROMPTS else MANY_BUCKETS
+        ngrams = NgramClassifier(self.options.text, self.options.seed, self.options.regularisation, buckets)
         return NgramLearner(ngrams, ngrams.features(self.texts), self.labels)
 
     def _frozen(self) -> Learner:
