@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -165,6 +166,7 @@ class Expert:
     always: Behaviour = answer
     window: int = 4096
     down_until: float = 0.0
+    tls: ssl.SSLContext | None = None
     attempts: list[Attempt] = field(default_factory=list)
     connections: int = 0
     begun: set[str] = field(default_factory=set)
@@ -174,7 +176,7 @@ class Expert:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/v1"
 
     def plan(self, tag: str, *behaviours: Behaviour) -> None:
         self._plans[tag] = list(behaviours)
@@ -203,7 +205,7 @@ class Expert:
         def protocol() -> _Protocol:
             return _Protocol(asyncio.StreamReader(1 << 26), self._connected)
 
-        self._server = await loop.create_server(protocol, "127.0.0.1", self.port)
+        self._server = await loop.create_server(protocol, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

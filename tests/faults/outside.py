@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class Outside:
     registry: Registry
     expert: Expert
     settings: dict[str, object]
+    environment: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -55,7 +57,8 @@ class Outside:
         settings = json.dumps({**self.settings, "worker": len(self.workers) % 8})
         command = [sys.executable, str(HERE / "edge_process.py"), number, self.registry_url, settings]
         with (self.folder / "edge.log").open("ab") as log:
-            worker = subprocess.Popen(command, stderr=log, pass_fds=[self.listener.fileno()])
+            environment = {**os.environ, **self.environment}
+            worker = subprocess.Popen(command, stderr=log, pass_fds=[self.listener.fileno()], env=environment)
         self.workers.append(worker)
         return worker
 
@@ -102,12 +105,18 @@ class Outside:
 
 @asynccontextmanager
 async def outside(
-    folder: Path, expert: Expert, workers: int = 1, limits: dict[str, object] | None = None, **settings: object
+    folder: Path,
+    expert: Expert,
+    workers: int = 1,
+    limits: dict[str, object] | None = None,
+    environment: dict[str, str] | None = None,
+    **settings: object,
 ) -> AsyncIterator[Outside]:
     """Workers that are ready, over one remote expert and generalist named `math`."""
     raise_file_limit()
     await expert.start()
-    found = Outside(folder, socket.socket(), Registry(f"sqlite:///{folder / 'registry.db'}"), expert, dict(settings))
+    found = Outside(folder, socket.socket(), Registry(f"sqlite:///{folder / 'registry.db'}"), expert, settings)
+    found.environment |= environment or {}
     try:
         backend = {"kind": "remote", "url": expert.url, "model": "scripted"}
         card = parse_card({"name": "math", "backend": backend, "generalist": True, "limits": limits or {}})
