@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .manifest import ArtefactError, Tensors
 
-SHORTEST = 3  # letters of a word; what is unknown and as short has too many neighbours
+SHORTEST = 2  # letters of a word; what is unknown and as short has too many neighbours
 OFTEN = 3  # prompts that a word must be in to be a correction
 FREQUENT = 100  # prompts that a word must be in for a rare word beside it to be a slip
 ENOUGH = 5_000  # words; with fewer known, most unknown words are no slips

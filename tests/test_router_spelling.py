@@ -54,7 +54,7 @@ def test_swapped_lost_doubled_and_neighbouring_letters_are_undone_and_case_is_ke
         "the naïve deposit",
         "keep the deposti2 of landlor_d, x@landlrd.com, /home/depsit",  # names, addresses, paths
         "depsit lanldord functiion imtegral",  # so many unknown words are another language
-        "the dep of my lan",  # too short to tell
+        "the de of my la",  # too short to tell
         "",
     ],
 )
