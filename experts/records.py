@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from sqlalchemy.engine import RowMapping
 
-from .card import Card, parse_card
+from .card import Card, CardError, parse_card
 
 
 class RegistryError(RuntimeError):
@@ -128,9 +128,17 @@ def key_digest(secret: str) -> str:
 
 
 def expert_record(row: RowMapping) -> ExpertRecord:
+    """
+    Raises:
+        RegistryError: a newer version wrote a card that this one cannot read.
+    """
     card = row["card"] if isinstance(row["card"], dict) else json.loads(row["card"])
+    try:
+        parsed = parse_card(card)
+    except CardError as error:
+        raise RegistryError(f"the registry holds a card that this version cannot read: {error}") from error
     return ExpertRecord(
-        card=parse_card(card),
+        card=parsed,
         generation=row["generation"],
         removed=row["removed"],
         state=State(row["state"]),

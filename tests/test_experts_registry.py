@@ -189,3 +189,14 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         database.execute("UPDATE meta SET value = 99 WHERE key = 'schema'")
     with pytest.raises(RegistryError, match="schema 99"):
         Registry(f"sqlite:///{file}")
+
+
+def test_a_card_of_a_newer_version_is_refused_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "registry.db"
+    registry = Registry(f"sqlite:///{file}")
+    registry.add(remote("general"))
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE experts SET card = json_set(card, '$.teleport', 1)")
+    with pytest.raises(RegistryError, match="cannot read.*teleport"):
+        registry.experts()
+    registry.close()
