@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from collegium.experts.registry import Registry, RouterRecord
-from collegium.router.artefact import Router, load_router
+from collegium.router.artefact import STARTER, Router, load_router
 from collegium.router.classifier import About
 from collegium.router.ngrams import NgramClassifier
 from collegium.router.posterior import Posterior
@@ -26,6 +27,7 @@ from echo_expert import EchoExpert, served
 from router_kit import labelled
 from serve_kit import WORDS, KeywordRouter, Pool, card, specialist
 
+PROMPTS = Path(__file__).parent.parent / "training" / "prompts"
 HOSTILE = (
     "",
     " ",
@@ -109,12 +111,12 @@ def company(chance: random.Random, count: int) -> list[str]:
     return [chance.choice(HOSTILE) if chance.random() < 0.1 else text for text in plain]
 
 
-def same_alone_and_together(router: Router, texts: Sequence[str], portion: int) -> None:
+def same_alone_and_together(router: Router, texts: Sequence[str], portion: int, alone: Router | None = None) -> None:
     for start in range(0, len(texts), portion):
         asked = texts[start : start + portion]
         for text, found in zip(asked, read(router, asked, threads=4), strict=True):
             if text.strip():
-                assert found == router.posterior(text)
+                assert found == (alone or router).posterior(text)
             else:
                 assert isinstance(found, NoPosterior) and found.code == "low_confidence"
 
@@ -124,8 +126,21 @@ def test_a_route_is_the_same_alone_and_in_company(router: Router, seed: int) -> 
 
 
 @pytest.mark.slow
-def test_100000_routes_are_the_same_alone_and_in_company(router: Router) -> None:
-    same_alone_and_together(router, company(random.Random(0), 100_000), 500)
+@pytest.mark.timeout(0)
+def test_100000_routes_of_the_starter_are_the_same_alone_and_in_company(request: pytest.FixtureRequest) -> None:
+    """Real prompts, whole, cut and joined, among hostile ones; those alone are read by another copy of the router."""
+    count, chance = request.config.getoption("size") or 100_000, random.Random(0)
+    real = [json.loads(line)["text"] for line in (PROMPTS / "own.jsonl").read_text().splitlines()]
+    together, alone = load_router(STARTER), load_router(STARTER)
+    left = count
+    while left > 0:
+        texts = [
+            text[chance.randrange(20) :] + chance.choice(("", " ", "\n", chance.choice(real)))
+            for text in chance.choices(real, k=min(left, 500))
+        ]
+        asked = [chance.choice(HOSTILE) if chance.random() < 0.1 else text for text in texts]
+        same_alone_and_together(together, asked, len(asked), alone)
+        left -= len(asked)
 
 
 SWAPPED = {"math": WORDS["coding"], "coding": WORDS["math"], "general": WORDS["general"]}

@@ -1,4 +1,4 @@
-"""An edge in processes of its own over one scripted expert in this event loop: what it does is seen from outside only."""
+"""An edge in processes of its own over one scripted expert in this event loop, seen from outside only."""
 
 from __future__ import annotations
 

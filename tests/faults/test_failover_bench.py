@@ -197,5 +197,5 @@ def test_c16_the_answer_names_who_gave_it(lab: Lab, tag: str, seed: int) -> None
     assert reply.headers["x-collegium-reason"].startswith(
         "upstream_invalid_response: math failed (status 500); general"
     )
-    assert reply.usage and reply.usage["completion_tokens"] == 60
+    assert reply.usage and reply.usage["completion_tokens"] >= 60
     assert lab.attempts(reply) == [("math", "error"), ("general", "ok")]

@@ -1,4 +1,4 @@
-"""The sixteen faults many times over, under background load: `pytest -m slow tests/faults/test_long_bench.py --size 200`.
+"""The sixteen faults many times over, under load: `pytest -m slow tests/faults/test_long_bench.py --size 200`.
 
 The size is the number of repeats of every case; each repeat has a seed of its own.
 """
@@ -97,7 +97,7 @@ class Tally:
             table.row(name, self.passed[name], len(self.failed.get(name, [])))
         table.row("load", right, sum(results.values()) - right)
         ended = {end.value: count for end, count in lab.app.ledger.ended.items()}
-        table.show(capsys, f"load: p50 {told['p50']} s, p99 {told['p99']} s; ledger: {ended}")
+        table.show(capsys, f"load: {results}, p50 {told['p50']} s, p99 {told['p99']} s; ledger: {ended}")
         assert not self.failed, "\n".join(line for lines in self.failed.values() for line in lines[:5])
         assert set(results) == {"right"}, results
 

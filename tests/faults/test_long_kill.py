@@ -1,4 +1,4 @@
-"""Processes of a running `collegium serve` killed in series: `pytest -m slow tests/faults/test_long_kill.py --size 100`.
+"""A running `collegium serve`, its processes killed: `pytest -m slow tests/faults/test_long_kill.py --size 100`.
 
 Two edge workers under load; one kill in five hits the reconciler. No engines of ours, so no Ray.
 """
