@@ -32,6 +32,9 @@ Port = click.IntRange(1, 65_535)
 @click.option("--router", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Router artefact to use.")
 @click.option("--cost-weight", type=click.FloatRange(0), default=0.0, show_default=True, help="See docs/routing.md.")
 @click.option(
+    "--vsr-headers", is_flag=True, help="Add x-vsr-* headers, by which vLLM Semantic Router's tools read a route."
+)
+@click.option(
     "--allow-network", "networks", multiple=True, envvar=VARIABLE, metavar="CIDR",
     help="Let remote experts be at these addresses, e.g. 127.0.0.1 or 10.0.0.0/8.  [default: public ones only]",
 )  # fmt: skip
@@ -46,6 +49,7 @@ def command(
     workers: int,
     router: Path | None,
     cost_weight: float,
+    vsr_headers: bool,
     networks: tuple[str, ...],
     ray_address: str | None,
     apply_pool: bool,
@@ -72,6 +76,7 @@ def command(
         workers=workers,
         router=router.absolute() if router else None,
         cost_weight=cost_weight,
+        vsr_headers=vsr_headers,
         ray_address=ray_address,
         networks=_networks(networks),
     )

@@ -49,13 +49,17 @@ class Exchange:
 
 
 class Answer:
-    """Sends the status once and counts what goes out. `headers` are added to every answer, errors included."""
+    """Sends the status once and counts what goes out. `headers` are added to every answer, errors included.
+
+    `vsr` is the configuration's hash where vLLM Semantic Router's headers are wanted, else empty.
+    """
 
     def __init__(self, send: Send, exchange: Exchange) -> None:
         self._send = send
         self.exchange = exchange
         self.headers: list[tuple[bytes, bytes]] = [(b"x-request-id", exchange.id.encode())]
         self.api: Api | None = None
+        self.vsr = ""
         self.started = False
         self.complete = False
 
@@ -104,6 +108,8 @@ class Answer:
         attempts = len(self.exchange.attempts)
         if attempts > 1:
             headers = [*headers, (b"x-collegium-attempts", str(attempts).encode())]
+        if self.vsr:
+            headers = [*headers, (b"x-vsr-inference-call-count", str(attempts).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": [*self.headers, *headers]})
 
     async def _body(self, data: bytes, more: bool) -> None:

@@ -131,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             worker=options.worker,
             counters=state.path / counters.FILE,
             networks=Networks.from_environment(os.environ),
+            vsr_headers=options.vsr_headers,
             metrics_folder=os.environ.get("PROMETHEUS_MULTIPROC_DIR"),
         )
         registry = Registry(options.registry or state.registry_url)
@@ -169,6 +170,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--worker", type=int, default=0, help="which of them this is, from 0")
     parser.add_argument("--router", help="router folder; default: the promoted one, else the starter")
     parser.add_argument("--cost-weight", type=float, default=0.0)
+    parser.add_argument("--vsr-headers", action="store_true", help="add vLLM Semantic Router's headers")
     parser.add_argument("--classifier-budget", type=float, default=standard.classifier_budget, help="seconds")
     parser.add_argument("--first-byte", type=float, default=standard.first_byte, help="seconds")
     parser.add_argument("--between-events", type=float, default=standard.between_events, help="seconds")

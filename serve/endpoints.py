@@ -22,7 +22,7 @@ from .requests import Api, Request, check, check_route, parse_object
 from .routing import AUTO, Route, choose, shown
 from .settings import EdgeSettings
 from .snapshot import Snapshot, Target
-from .told import route_json, tell
+from .told import config_hash, route_json, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ class Endpoints:
             call.answer.exchange.classified = call.answer.exchange.seconds - before
         if route.fallback:
             self._metrics.fell_back(route.fallback)
+        call.answer.vsr = config_hash(call.snapshot) if self._settings.vsr_headers else ""
         tell(call.answer, route)
         return route
 

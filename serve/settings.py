@@ -8,7 +8,7 @@ from pathlib import Path
 from ..experts.networks import Networks
 from ..router.decision import Policy
 
-_MAY_BE_ZERO = ("connections_per_expert", "worker")
+_MAY_BE_ZERO = ("vsr_headers", "connections_per_expert", "worker")
 REFRESH = 0.25  # seconds between two looks at the registry's version
 
 
@@ -27,6 +27,7 @@ class EdgeSettings:
     it, and `queue_total` for all engines, each for at most `queue_time`. `max_requests` run and wait in one process.
     The engine's places are shared out over the `workers` edge processes; `worker` is this one's number, and `counters`
     the file in which they count what keys use. `networks` bounds where remote experts may be; None bounds nothing.
+    `vsr_headers` adds the headers by which vLLM Semantic Router's tools read a route.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -64,6 +65,7 @@ class EdgeSettings:
     counters: Path | None = None
     networks: Networks | None = None
     metrics_folder: str | None = None
+    vsr_headers: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):

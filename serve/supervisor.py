@@ -51,6 +51,7 @@ class ServeSettings:
     workers: int = 1
     router: Path | None = None
     cost_weight: float = 0.0
+    vsr_headers: bool = False
     ray_address: str | None = None
     networks: Networks = field(default_factory=Networks)
 
@@ -101,6 +102,8 @@ class _Supervisor:
         self._reconciler = self._child("reconciler", "collegium.experts.reconciler", [*common, *joined])
         edge = [*common, "--fd", str(public.fileno()), "--cost-weight", str(settings.cost_weight)]
         edge += ["--workers", str(settings.workers)]
+        if settings.vsr_headers:
+            edge.append("--vsr-headers")
         if settings.router:
             edge += ["--router", str(settings.router)]
         self._edges = [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from .answer import Answer
 from .routing import Route
+from .snapshot import Snapshot
 
 _REASON = 300
 
@@ -18,9 +21,22 @@ def tell(answer: Answer, route: Route) -> None:
         b"x-collegium-router": route.router,
         b"x-collegium-reason": decision.reason,
     }
+    if answer.vsr:
+        told[b"x-vsr-selected-model"] = decision.expert
+        told[b"x-vsr-selected-decision"] = decision.domain
+        told[b"x-vsr-config-hash"] = answer.vsr
     answer.exchange.expert = decision.expert
     answer.headers = [header for header in answer.headers if header[0] not in told]
     answer.headers += [(name, _header_value(value)) for name, value in told.items()]
+
+
+def config_hash(snapshot: Snapshot) -> str:
+    """64 hexadecimal digits that change with the router and with anything of an expert that its route depends on."""
+    experts = sorted(
+        (one.name, sorted(one.skills.items()), sorted(one.admitted), one.default_skill, one.generalist, one.cost)
+        for one in snapshot.candidates
+    )
+    return hashlib.sha256(repr((snapshot.router.version, experts)).encode()).hexdigest()
 
 
 def _header_value(text: str) -> bytes:
