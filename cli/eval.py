@@ -28,6 +28,7 @@ from ..router.manifest import ArtefactError
 from ..router.text import bounded
 from .ensemble import command as ensemble
 from .eval_judge import command as judge_runs
+from .eval_local import command as local_run
 from .eval_output import progress_bar, show, write_page
 from .eval_run import command as run
 from .mix import command as mix
@@ -46,6 +47,7 @@ command.add_command(ensemble, "ensemble")
 command.add_command(mix, "mix")
 command.add_command(run, "run")
 command.add_command(judge_runs, "judge")
+command.add_command(local_run, "local")
 
 
 @command.command()

@@ -38,7 +38,7 @@ class GroupedPunicaCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not t
     ) -> None:
         """y[:, slice] += scale * x @ A.T @ B.T by the adapter of each token.
 
-        `y` is (tokens, out) and changed in place, `x` (tokens, in); A is (slots, 1, rank, in), B (slots, 1, slice, rank).
+        `y` (tokens, out) is changed in place; `x` is (tokens, in), A (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
         if self._groups is None:
             self._groups = groups_of(self.token_lora_indices)

@@ -102,7 +102,7 @@ def _shared(prompts: Sequence[str]) -> str:
 
     A question put once with each of its answers, to score them, is routed as the question.
     """
-    shared = commonprefix(prompts) if len(prompts) > 1 else ""
+    shared = commonprefix(prompts) if len(prompts) > 1 else ""  # noqa: RUF071 - texts, not paths
     return shared if 2 * len(shared) >= min(map(len, prompts), default=0) else ""
 
 
