@@ -82,11 +82,14 @@ class Counters:
         return Reading(max(over, 0.0) / rate, max(per_minute - used, 0.0), max(used, 0.0) / rate)
 
     def correct(self, key: str, bucket: int, amount: float, per_minute: int) -> None:
-        """Add what was used beyond what was taken, or, where negative, give it back. It may leave a debt."""
+        """Add what was used beyond what was taken, or, where negative, give it back.
+
+        It may leave a debt of a minute's worth, no more: what was used is an expert's word, which may be absurd.
+        """
         with self._slot(key) as offset:
             at = offset + _NAME.size + bucket * _BUCKET.size
             used, now = self._used(at, per_minute)
-            _BUCKET.pack_into(self._map, at, max(used + amount, 0.0), now)
+            _BUCKET.pack_into(self._map, at, min(max(used + amount, 0.0), 2 * per_minute), now)
 
     def begin(self, key: str, limit: int) -> bool:
         """Count one more running request, unless `limit` run already."""

@@ -86,12 +86,12 @@ class Allowance:
     def settle(self, used: Usage, worked: bool) -> None:
         """Replace what was reserved by what was used.
 
-        Where nothing is known, all of it counts if an expert has `worked` for the client, else nothing.
+        Where nothing is known all of it counts. Nothing counts unless an expert has `worked` for the client.
         """
         limit = self._scope.tokens_per_minute
         if limit is None:
             return
-        tokens = used.tokens(self._prompt) if used.pieces else self._reserved if worked else 0
+        tokens = 0 if not worked else used.tokens(self._prompt) if used.pieces else self._reserved
         self._counters.correct(self._key, TOKENS, tokens - self._reserved, limit)
         self._reserved = tokens
 

@@ -22,6 +22,7 @@ from .sse import Event, EventTooLongError, Parser
 from .streams import Stream, whole_answer
 from .transcript import Transcript, continuable
 from .upstream import Upstream, read
+from .usage import Usage
 
 MAX_CONTINUATIONS = 3
 # An expert that has finished all choices but forgets the end mark is waited for so long: usage may still come.
@@ -68,7 +69,7 @@ class Relay:
             transcript = Transcript(body)
             body = {**body, "return_token_ids": True}
         choices = request.body.get("n")
-        used = answer.exchange.used
+        used = answer.exchange.used = Usage()  # what an earlier attempt counted is not this answer's
         stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript, used)
         attempt = answer.exchange.attempt(target.expert)
         leg = _Leg(target, request.api, body, stream, answer, attempt, end, alive)

@@ -85,9 +85,9 @@ class Stream:
         if data.get("error") or data.get("type") in ("error", "response.failed"):
             text = f"{self._expert} reported an error while answering."
             raise UpstreamError(Fault.ERROR, "upstream_invalid_response", text)
-        self._used.see(data)
         if self.api in _CHUNKED:
             return self._chunk(data)
+        self._used.see(data)
         return self._typed(data)
 
     def continued(self) -> None:
@@ -121,6 +121,7 @@ class Stream:
             if choices is None:
                 return None
             data["choices"] = choices
+        self._used.see(data)
         for choice in choices:
             if isinstance(choice, dict) and isinstance(index := choice.get("index", 0), int):
                 finished = choice.get("finish_reason") is not None

@@ -83,10 +83,28 @@ def test_what_is_not_known_counts_as_reserved_if_an_expert_worked_for_it() -> No
         allowance.spend(100, 60)
         allowance.settle(Usage(), worked)
         assert dict(allowance.headers())[b"x-ratelimit-remaining-tokens"] == left
+    refused = limits.enter(team)
+    refused.spend(100, 60)
+    refused.settle(Usage(prompt=50, pieces=1), worked=False)  # an answer that failed before it began
+    assert dict(refused.headers())[b"x-ratelimit-remaining-tokens"] == b"900"
     cut = limits.enter(team)
     cut.spend(100, 60)
     cut.settle(Usage(pieces=20), worked=True)  # an answer that broke off: its pieces and the estimated prompt
     assert dict(cut.headers())[b"x-ratelimit-remaining-tokens"] == b"820"
+
+
+def test_an_absurd_count_locks_a_key_out_for_no_more_than_a_minute() -> None:
+    clock = Clock()
+    limits = KeyLimits(Counters(clock=clock))
+    team = key(tokens_per_minute=600)
+    allowance = limits.enter(team)
+    allowance.spend(10)
+    allowance.settle(Usage(2**31 - 1, 2**31 - 1, 1), worked=True)
+    clock.now += 59
+    with pytest.raises(ApiError):
+        limits.enter(team).spend(1)
+    clock.now += 2
+    limits.enter(team).spend(1)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def broken(after: int, how: str = "reset") -> Behaviour:
     """A stream that goes wrong after so many chunks.
 
     `reset`, `fin` (in the middle of the transfer), `end` (a proper end of the transfer without the mark), `stall`,
-    `error` (vLLM's event when its engine died, then [DONE]).
+    `error` (vLLM's event when its engine died, then [DONE]), `done` (the mark, though no choice was finished).
     """
 
     async def behave(exchange: Exchange) -> None:
@@ -66,6 +66,9 @@ def broken(after: int, how: str = "reset") -> Behaviour:
         elif how == "fin":
             exchange.fin()
         elif how == "end":
+            await exchange.end()
+        elif how == "done":
+            await exchange.chunk(b"data: [DONE]\n\n")
             await exchange.end()
         elif how == "error":
             await exchange.event({"error": {"message": _SECRET, "type": "InternalServerError", "code": 500}})

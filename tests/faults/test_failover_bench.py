@@ -97,7 +97,7 @@ def test_c07_late_first_token(lab: Lab, tag: str, seed: int) -> None:
     assert lab.ask(f"{tag} sum {LONG}", stream=True).model == "general"
 
 
-CUTS = ("reset", "fin", "end", "error")
+CUTS = ("reset", "fin", "end", "error", "done")
 
 
 @pytest.mark.parametrize("how", CUTS)
@@ -199,3 +199,15 @@ def test_c16_the_answer_names_who_gave_it(lab: Lab, tag: str, seed: int) -> None
     )
     assert reply.usage and reply.usage["completion_tokens"] >= 60
     assert lab.attempts(reply) == [("math", "error"), ("general", "ok")]
+
+
+def test_c16_only_the_answer_that_the_client_has_is_counted(lab: Lab, tag: str, seed: int) -> None:
+    begun = '{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":9999,"completion_tokens":1}}'
+    lab.main.plan(tag, do.events(begun, '{"error": {"message": "no"}}'), do.broken(30))
+    for model, kinds in (("auto", ["request", "request"]), ("coding", ["request", "continuation"])):
+        reply = lab.ask(f"{tag} sum {LONG}", model, stream=True, stream_options={"include_usage": True})
+        line = lab.logged(reply)
+        assert [attempt["kind"] for attempt in line["attempts"]] == kinds  # type: ignore[attr-defined]
+        assert reply.usage
+        told = (reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
+        assert (line["prompt_tokens"], line["completion_tokens"]) == told
