@@ -18,7 +18,7 @@ from collegium.serve.requests import Api
 from collegium.serve.settings import EdgeSettings
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from serve_kit import Running, running
 
 Schema = Mapping[str, object]
@@ -104,7 +104,9 @@ def check_answer(operation: Schema, status: int, kind: str, raw: bytes) -> None:
     """Status, content type and body are among those that the document promises."""
     promised = cast("dict[str, object]", operation["responses"])
     assert str(status) in promised or "default" in promised, (status, raw)
-    content = cast("dict[str, dict[str, object]]", resolved(promised.get(str(status), promised.get("default")))["content"])
+    content = cast(
+        "dict[str, dict[str, object]]", resolved(promised.get(str(status), promised.get("default")))["content"]
+    )
     assert kind.partition(";")[0] in content, kind
     if kind == "application/json":
         schema = {**resolved(content[kind]["schema"]), "components": document()["components"]}
@@ -119,7 +121,9 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize(("path", "method", "operation"), operations(), ids=lambda one: str(one) if isinstance(one, str) else "")
+@pytest.mark.parametrize(
+    ("path", "method", "operation"), list(operations()), ids=lambda one: str(one) if isinstance(one, str) else ""
+)
 def test_every_operation(
     edge: Running, request: pytest.FixtureRequest, path: str, method: str, operation: dict[str, object]
 ) -> None:
@@ -143,6 +147,8 @@ def test_every_operation(
 
 def test_the_document_names_the_apis_and_every_status() -> None:
     assert {f"/v1/{api}" for api in Api} <= {path for path, _, _ in operations()}
-    told = {status for path, _, operation in operations() for status in cast("dict[str, object]", operation["responses"])}
+    told = {
+        status for path, _, operation in operations() for status in cast("dict[str, object]", operation["responses"])
+    }
     public = {str(kind.status) for code, kind in KINDS.items() if kind.status not in (405, 409, 431, 500)}
     assert public <= told
