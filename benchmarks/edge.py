@@ -47,22 +47,13 @@ ANSWER = json.dumps(
         "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
     }
 ).encode()
+CHUNK = {"id": "chatcmpl-benchmark", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
+CHOICES = [
+    {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+    for delta in ({"role": "assistant", "content": ""}, {"content": "Yes"}, {"content": "."}, {})
+]
 EVENTS = (
-    b"".join(
-        b"data: "
-        + json.dumps(
-            {
-                "id": "chatcmpl-benchmark",
-                "object": "chat.completion.chunk",
-                "created": 1,
-                "model": "scripted",
-                "choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}],
-            }
-        ).encode()
-        + b"\n\n"
-        for delta in ({"role": "assistant", "content": ""}, {"content": "Yes"}, {"content": "."}, {})
-    )
-    + b"data: [DONE]\n\n"
+    "".join(f"data: {json.dumps({**CHUNK, 'choices': [one]})}\n\n" for one in CHOICES).encode() + b"data: [DONE]\n\n"
 )
 MODELS = json.dumps({"object": "list", "data": [{"id": "scripted", "object": "model"}]}).encode()
 
@@ -117,7 +108,7 @@ def main() -> None:
     if options.expert:
         uvicorn.run(scripted_expert, port=options.port, log_level="error", access_log=False, lifespan="off")
         return
-    console = Console()
+    console = Console(width=140)
     prompts = [json.loads(line)["text"] for line in PROMPTS.read_text().splitlines()][:200]
     _measure_classifier(console, prompts)
     asyncio.run(_measure_edge(console, prompts, options.requests, options.connections, options.rate))
@@ -234,8 +225,7 @@ async def _closed(
     left = iter(range(requests))
 
     async def client() -> None:
-        for number in left:
-            times.append(await _ask(session, road, prompts[number % len(prompts)]))
+        times.extend([await _ask(session, road, prompts[number % len(prompts)]) for number in left])
 
     await asyncio.gather(*(client() for _ in range(connections)))
     return times

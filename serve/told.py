@@ -41,8 +41,10 @@ def config_hash(snapshot: Snapshot) -> str:
 
 def _header_value(text: str) -> bytes:
     """One bounded line of printable ASCII."""
-    line = "".join(character if " " <= character <= "~" else "?" for character in text)
-    return line[:_REASON].encode("ascii")
+    line = text[:_REASON]
+    if not (line.isascii() and line.isprintable()):
+        line = "".join(character if " " <= character <= "~" else "?" for character in line)
+    return line.encode("ascii")
 
 
 def route_json(route: Route) -> dict[str, object]:
