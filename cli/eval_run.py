@@ -64,10 +64,14 @@ from .seen import router_behind, unseen_samples
 )
 @click.option("--shots", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--reasoning", is_flag=True, help="Ask for the steps before the answer.")
-@click.option("--plain", is_flag=True, help="Plain completion instead of the chat template.")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Plain completions for all.  [default: for experts of --pool whose card says chat_template: false]",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--pool", help="Pool with the cards' prices.")
+@click.option("--pool", help="Pool with the cards: their prices, and who has no chat template.")
 @click.option(
     "--router",
     type=click.Path(path_type=Path),
@@ -127,10 +131,11 @@ def command(
         worked = load_samples(examples, kind) if examples else []
         asked = tuple(name.strip() for name in targets.split(",") if name.strip())
         letters = letter_tokens(tokenizer) if tokenizer else ()
-        plan = Plan(
-            kind, asked, method, Style(shots, reasoning), not plain, max_tokens, seed, letters, answer_only, score
-        )
-        price = card_prices(load_pool(pool)) if pool else None
+        cards = load_pool(pool) if pool else []
+        bare = tuple(card.name for card in cards if card.name in asked and not card.chat_template)
+        style = Style(shots, reasoning)
+        plan = Plan(kind, asked, method, style, not plain, max_tokens, seed, letters, answer_only, score, bare)
+        price = card_prices(cards) if cards else None
         key = os.environ.get(api_key_env) if api_key_env else None
         behind = router or (router_behind(endpoint, key) if ROUTED in asked else None)
         if behind is not None:

@@ -34,13 +34,15 @@ def command() -> None:
 def list_experts(as_json: bool, state: Path, registry_url: str | None) -> None:
     """List the experts and their states."""
     with open_registry(state, registry_url) as registry:
-        records = registry.experts()
+        records, skills = registry.experts(), registry.skills()
     if as_json:
         click.echo(json.dumps([_as_json(record) for record in records], indent=2))
         return
     table = Table("expert", "backend", "state", "domains", "reason", box=None)
     for record in records:
-        domains = ", ".join(record.card.admitted) or ("everything" if record.card.generalist else "none admitted")
+        measured = (skill.domain for skill in skills if skill.expert == record.name and skill.admitted)
+        admitted = ", ".join(sorted({*record.card.admitted, *measured})) or "none admitted"
+        domains = "everything" if record.card.generalist else admitted
         table.add_row(record.name, record.card.backend.kind, record.state.value, domains, record.reason)
     Console().print(table)
 

@@ -30,7 +30,8 @@ class RunStoppedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked: `kind` as in tasks.KINDS; `chat` uses the chat template, else plain completion.
+    """What is asked: `kind` as in tasks.KINDS; `chat` uses the chat template, else plain completion, which
+    the targets in `plain` get in any case.
 
     `letter_tokens` are the ids of " A", " B", ... in the experts' tokenizer: letters that are not among the most
     probable next tokens are then scored by forcing them instead of by echo. `answer_only` asks for the most probable
@@ -48,6 +49,7 @@ class Plan:
     letter_tokens: tuple[int, ...] = ()
     answer_only: bool = False
     score: Score = "letter"
+    plain: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.answer_only and not self.letter_tokens:
@@ -271,7 +273,7 @@ async def _generated(state: _Run, sample: Sample, target: str) -> Reply:
         prompt = sample.prompt
     else:
         prompt = (choice_prompt if plan.kind == "choice" else open_prompt)(sample, state.examples, plan.style)
-    ask = state.endpoint.chat if plan.chat else state.endpoint.complete
+    ask = state.endpoint.chat if plan.chat and target not in plan.plain else state.endpoint.complete
     return await ask(target, prompt, plan.max_tokens, plan.seed)
 
 

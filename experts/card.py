@@ -208,7 +208,8 @@ class Card(_Strict):
 
     `domains` declares skill: domain -> probability of a right answer, until evaluations measure it. `admitted` lists
     the domains the operator vouches for; elsewhere an expert waits until it beat the generalist. `default_skill` stands
-    for domains not listed (0.5 for a generalist, 0.4 for others).
+    for domains not listed (0.5 for a generalist, 0.4 for others). `chat_template` is false for a base model that has
+    none: evaluations then put their questions as plain completions.
     """
 
     name: Name
@@ -222,6 +223,7 @@ class Card(_Strict):
     limits: Limits = Limits()
     capabilities: list[Capability] = Field(default_factory=list)
     licence: str | None = None
+    chat_template: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:

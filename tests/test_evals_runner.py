@@ -31,6 +31,7 @@ class Exam:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.dead: set[str] = set()
+        self.paths: dict[str, str] = {}
         self.busy = 0
         self.names_letters = False
         self.zero_is_none = False
@@ -48,6 +49,7 @@ class Exam:
         body = await request.json()
         prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         model = body["model"]
+        self.paths[model] = request.url.path
         texts = prompt if isinstance(prompt, list) else [prompt]
         read = "\n".join(texts)
         self.asked.append((model, read))
@@ -224,6 +226,12 @@ def test_generated_answers_that_cannot_be_read_are_wrong_and_counted(exam: Exam,
     assert accuracy(records, "auto") == 1.0
     assert accuracy(records, "math-expert") == 0.5
     assert totals(records)["math-expert"]["unread"] == 6
+
+
+def test_experts_without_a_chat_template_get_plain_completions(exam: Exam, tmp_path: Path) -> None:
+    plan = Plan("choice", ("math-expert", "health-expert"), method="generate", plain=("math-expert",))
+    ask(exam, tmp_path, plan, questions(1))
+    assert exam.paths == {"math-expert": "/v1/completions", "health-expert": "/v1/chat/completions"}
 
 
 def test_a_second_start_asks_only_what_is_missing(exam: Exam, tmp_path: Path) -> None:
