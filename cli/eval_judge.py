@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Judge the folders RUNS together: experts asked in one, auto in another.
 
-    Questions that one of the targets was not asked are left out.
+    Questions that one of the runs did not ask are left out.
     """
     try:
         samples, records, score = _joined([RunFolder(folder) for folder in runs])
@@ -64,7 +64,7 @@ def command(
 
 
 def _joined(runs: list[RunFolder]) -> tuple[list[Sample], list[Record], str]:
-    """Samples once each, all records, and what was scored.
+    """Samples that every run asked, their records, and what was scored.
 
     Raises:
         ValueError: the runs put their questions in different ways, or a question differs.
@@ -76,4 +76,7 @@ def _joined(runs: list[RunFolder]) -> tuple[list[Sample], list[Record], str]:
     for sample in (sample for run in runs for sample in run.samples()):
         if samples.setdefault(sample.id, sample) != sample:
             raise ValueError(f"the question {sample.id!r} differs between the runs")
-    return list(samples.values()), [record for run in runs for record in run.records()], str(settings[0]["score"])
+    records = [run.records() for run in runs]
+    asked = set.intersection(*({record.sample for record in found} for found in records))
+    kept = [sample for sample in samples.values() if sample.id in asked]
+    return kept, [record for found in records for record in found if record.sample in asked], str(settings[0]["score"])
