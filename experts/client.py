@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -45,7 +46,7 @@ class _Pinned(httpx2.BaseTransport):
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
-        self._inner = httpx2.HTTPTransport(trust_env=False)
+        self._inner = httpx2.HTTPTransport(trust_env=False, verify=ssl.create_default_context())
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
@@ -85,6 +86,7 @@ class ExpertClient:
             headers=headers,
             timeout=timeout,
             trust_env=False,
+            verify=ssl.create_default_context(),  # with SSL_CERT_FILE, as the edge's connections
             follow_redirects=False,
             transport=_Pinned(networks) if networks is not None else None,
         )

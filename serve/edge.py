@@ -31,6 +31,10 @@ from .snapshot import RoutingModel, Sources, Watcher
 
 logger = logging.getLogger("collegium.edge")
 
+# Longer than clients keep an idle connection (httpx, under OpenAI's client: 5 s): the side that sends next must be the
+# one that closes, or its request meets a closed door.
+_KEEP_ALIVE = 75
+
 
 def create_app(
     settings: EdgeSettings,
@@ -66,6 +70,7 @@ class Server(uvicorn.Server):
                 date_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=2,
+                timeout_keep_alive=_KEEP_ALIVE,
             )
         )
         self._app = app

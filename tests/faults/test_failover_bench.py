@@ -202,7 +202,8 @@ def test_c16_the_answer_names_who_gave_it(lab: Lab, tag: str, seed: int) -> None
 
 
 def test_c16_only_the_answer_that_the_client_has_is_counted(lab: Lab, tag: str, seed: int) -> None:
-    begun = '{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":9999,"completion_tokens":1}}'
+    usage = '{"prompt_tokens":9999,"completion_tokens":1}'
+    begun = f'{{"choices":[{{"index":0,"delta":{{"role":"assistant"}}}}],"usage":{usage}}}'
     lab.main.plan(tag, do.events(begun, '{"error": {"message": "no"}}'), do.broken(30))
     for model, kinds in (("auto", ["request", "request"]), ("coding", ["request", "continuation"])):
         reply = lab.ask(f"{tag} sum {LONG}", model, stream=True, stream_options={"include_usage": True})

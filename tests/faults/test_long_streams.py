@@ -34,7 +34,7 @@ async def _streams(folder: Path, seed: int, count: int, capsys: pytest.CaptureFi
     most, memory = 0, 0.0
     async with (
         outside(folder, Expert(always=do.unhurried(_PAUSE)), limits={"concurrency": 2 * count}) as edge,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(600)) as session,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(600)) as session,
     ):
 
         async def stream(number: int) -> None:

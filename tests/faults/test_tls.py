@@ -12,6 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from collegium.experts.card import parse_card
+from collegium.experts.client import ConnectError, ExpertClient
+from collegium.experts.networks import Networks
 from collegium.experts.registry import State
 from faults.expert import Expert
 from faults.outside import outside
@@ -51,6 +53,19 @@ def test_c19_only_certificates_of_known_authorities(tmp_path: Path) -> None:
         "expired": certificate(tmp_path, "old", _HERE, "ours", "-days", "-1"),
     }
     asyncio.run(_ask_all(tmp_path, right, wrong))
+
+
+@pytest.mark.parametrize("networks", [None, Networks.parse(["127.0.0.1"])])
+def test_c19_probes_trust_whom_the_edge_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: Networks | None
+) -> None:
+    authority(tmp_path, "ours")
+    with Expert(tls=certificate(tmp_path, "right", _HERE, "ours")) as expert:
+        with ExpertClient(expert.url, networks=networks) as client, pytest.raises(ConnectError):
+            client.models()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours.pem"))
+        with ExpertClient(expert.url, networks=networks) as client:
+            assert client.models() == ["scripted"]
 
 
 async def _ask_all(folder: Path, right: ssl.SSLContext, wrong: dict[str, ssl.SSLContext]) -> None:
