@@ -19,6 +19,7 @@ from .deadlines import asked
 from .endpoints import Call, Endpoints, Handler
 from .errors import ApiError
 from .failover import Dispatcher
+from .lag import Lag
 from .ledger import End, Ledger
 from .limits import KeyLimits
 from .log import log_exchange
@@ -30,6 +31,8 @@ from .snapshot import Watcher
 from .upstream import Upstream
 
 logger = logging.getLogger("collegium.edge")
+
+_CROWD = 32  # fewer requests than these are not what keeps a loop busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Edge:
         self._metrics = Metrics(settings.metrics_folder)
         self._limits = KeyLimits(Counters(settings.counters, settings.worker))
         self._running: set[asyncio.Task[None]] = set()
+        self._lag = Lag()
         self._draining = False
         self._cut = False
         dispatcher = Dispatcher(settings, Relay(settings, self._upstream), self._metrics)
@@ -80,10 +84,12 @@ class Edge:
         return self._metrics.ledger
 
     async def start(self) -> None:
+        self._lag.start()
         await self._upstream.start()
         self._watcher.start()
 
     async def stop(self) -> None:
+        self._lag.stop()
         await asyncio.to_thread(self._watcher.stop)
         self._classifier.close()
         await self._upstream.close()
@@ -200,11 +206,18 @@ class Edge:
             allow = ((b"allow", way.method.encode()),)
             raise ApiError("method_not_allowed", f"This path takes {way.method}.", headers=allow)
         refused = self._draining and (not way.open or way.name == "readyz")
-        if len(self._running) > self._settings.max_requests and not way.open:
+        if not way.open and self._overloaded:
             raise ApiError("server_is_overloaded", "Too many requests are being answered.")
         if refused or (way.name == "readyz" and not self._watcher.alive):
             raise ApiError("draining", "The server is ending.", headers=((b"connection", b"close"),))
         return way
+
+    @property
+    def _overloaded(self) -> bool:
+        """Too many requests, or as many as could be the reason for the loop's being late."""
+        running = len(self._running)
+        late = running > _CROWD and self._lag.seconds > self._settings.max_lag
+        return running > self._settings.max_requests or late
 
     def _way(self, path: str) -> tuple[_Way | None, str]:
         """The way for a path, and the model that it names."""

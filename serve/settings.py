@@ -24,7 +24,8 @@ class EdgeSettings:
     posterior; after that the generalist answers.
 
     `concurrency` requests run at an engine at a time, where its card does not say otherwise; `queue` more may wait for
-    it, and `queue_total` for all engines, each for at most `queue_time`. `max_requests` run and wait in one process.
+    it, and `queue_total` for all engines, each for at most `queue_time`. `max_requests` run and wait in one process;
+    when many do and its event loop is `max_lag` late, new ones are refused before they are read.
     The engine's places are shared out over the `workers` edge processes; `worker` is this one's number, and `counters`
     the file in which they count what keys use. `networks` bounds where remote experts may be; None bounds nothing.
     `vsr_headers` adds the headers by which vLLM Semantic Router's tools read a route.
@@ -60,6 +61,7 @@ class EdgeSettings:
     queue_total: int = 2048
     queue_time: float = 10.0
     max_requests: int = 4096
+    max_lag: float = 1.0
     workers: int = 1
     worker: int = 0
     counters: Path | None = None

@@ -205,7 +205,7 @@ class Expert:
         def protocol() -> _Protocol:
             return _Protocol(asyncio.StreamReader(1 << 26), self._connected)
 
-        self._server = await loop.create_server(protocol, "127.0.0.1", self.port, ssl=self.tls)
+        self._server = await loop.create_server(protocol, "127.0.0.1", self.port, ssl=self.tls, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

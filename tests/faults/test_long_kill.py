@@ -193,8 +193,10 @@ async def _kill(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixtu
             stop.set()
             await load
             await served.ready()
-            # The dead hold nothing of the key's any more.
-            assert Counters(state.path / FILE, worker=WORKERS - 1).running("load") == 0
+            counters, until = Counters(state.path / FILE, worker=WORKERS - 1), time.monotonic() + 60
+            while held := counters.running("load"):  # until the successors have started
+                assert time.monotonic() < until, f"{held} requests of the dead still count"
+                await asyncio.sleep(0.1)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -207,8 +209,11 @@ async def _kill(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixtu
         table.row(f"answered after, p{share * 100:g}", f"{quantile(served.times, share):.2f} s")
     logged = served.logged()
     table.show(capsys, f"{len(logged)} requests in the workers' ledgers: {Counter(x['end'] for x in logged.values())}")
-    allowed = {"right", "connection lost under way", "connection lost before the first byte"}
-    assert set(served.results) <= allowed, served.results
+    never = {"WRONG", "CUT", "could not connect", "connection lost without a kill"}
+    assert not never & set(served.results), served.results
+    # What else fails says so, and that it may be asked again: a busy machine has too few places, or late connections.
+    told = {name for name in served.results if name.startswith("error")}
+    assert told <= {"error server_is_overloaded", "error no_healthy_expert"}, served.results
     for request, result in served.answered.items():
         assert result != "right" or logged[request]["end"] == "completed"
 

@@ -32,9 +32,10 @@ async def _streams(folder: Path, seed: int, count: int, capsys: pytest.CaptureFi
     chance = random.Random(seed)
     results: Counter[str] = Counter()
     most, memory = 0, 0.0
+    connector, patience = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(600)
     async with (
         outside(folder, Expert(always=do.unhurried(_PAUSE)), limits={"concurrency": 2 * count}) as edge,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(600)) as session,
+        aiohttp.ClientSession(connector=connector, timeout=patience) as session,
     ):
 
         async def stream(number: int) -> None:
