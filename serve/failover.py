@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from .answer import Answer
 from .breaker import Breaker
 from .failure import Fault, UpstreamError
+from .lag import Lag
 from .metrics import Metrics
 from .relay import Relay
 from .requests import Request
@@ -45,10 +46,11 @@ class _Case:
 class Dispatcher:
     """Asks the chosen expert, again where that is safe, then the stand-in; nothing after the client's first byte."""
 
-    def __init__(self, settings: EdgeSettings, relay: Relay, metrics: Metrics) -> None:
+    def __init__(self, settings: EdgeSettings, relay: Relay, metrics: Metrics, lag: Lag) -> None:
         self._settings = settings
         self._relay = relay
         self._metrics = metrics
+        self._lag = lag
         self._budget = Budget()
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._watches: dict[Breaker, asyncio.Task[None]] = {}
@@ -118,7 +120,7 @@ class Dispatcher:
             await self._relay.ask(case.request, target, case.answer, case.end, permit.alive)
         except UpstreamError as failure:
             weight = blame(failure)
-            if case.impatient:
+            if case.impatient or self._late_ourselves(failure):
                 permit.abandoned()
             else:
                 permit.failed(weight) if weight else permit.succeeded()
@@ -141,6 +143,10 @@ class Dispatcher:
                 breaker.hurry()
             was = alive
         del self._watches[breaker]
+
+    def _late_ourselves(self, failure: UpstreamError) -> bool:
+        """Whether the time ran out while this process was too busy to look: that says nothing of the expert either."""
+        return failure.fault in (Fault.CONNECT, Fault.LATE) and self._lag.seconds > self._settings.max_lag
 
     def _may_go_elsewhere(self, case: _Case, failure: UpstreamError) -> bool:
         """A second expert is extra load only where the first may have worked on the request."""

@@ -57,11 +57,11 @@ class Edge:
         )
         self._metrics = Metrics(settings.metrics_folder)
         self._limits = KeyLimits(Counters(settings.counters, settings.worker))
-        self._running: set[asyncio.Task[None]] = set()
         self._lag = Lag()
+        self._running: set[asyncio.Task[None]] = set()
         self._draining = False
         self._cut = False
-        dispatcher = Dispatcher(settings, Relay(settings, self._upstream), self._metrics)
+        dispatcher = Dispatcher(settings, Relay(settings, self._upstream), self._metrics, self._lag)
         endpoints = Endpoints(settings, dispatcher, self._classifier, self._metrics)
         self._model = _Way("models", "GET", endpoints.model)
         self._ways = {f"/v1/{api.value}": _Way(api.value, "POST", endpoints.inference(api)) for api in Api}

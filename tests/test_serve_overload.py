@@ -16,6 +16,19 @@ from collegium.serve.settings import EdgeSettings
 from serve_kit import KeywordRouter, card, running
 
 
+@dataclass(frozen=True)
+class Blocking(KeywordRouter):
+    """Keeps the event loop busy for so long, as too many requests would."""
+
+    inline: bool = True
+    seconds: float = 1.0
+
+    def posterior(self, text: str) -> Posterior:
+        if "block" in text:
+            time.sleep(self.seconds)
+        return super().posterior(text)
+
+
 def test_a_busy_expert_refuses_whom_it_cannot_take_and_the_rest_is_answered(tmp_path: Path) -> None:
     settings = EdgeSettings(first_byte=20, between_events=20, total=30, queue=1, queue_time=8)
     with running(tmp_path, settings) as edge, ThreadPoolExecutor(3) as threads:
@@ -28,6 +41,18 @@ def test_a_busy_expert_refuses_whom_it_cannot_take_and_the_rest_is_answered(tmp_
         refused = next(answer for answer in answers if answer.status_code == 503)
         assert refused.json()["error"]["code"] == "server_is_overloaded"
         assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_an_expert_is_not_blamed_for_the_lateness_of_this_process(tmp_path: Path) -> None:
+    """Time enough passes for a first token while the loop is busy: the breaker would open at one failure."""
+    settings = EdgeSettings(first_byte=2, max_lag=0.5, breaker_failures=1, breaker_pause=60)
+    with running(tmp_path, settings, Blocking(seconds=2.5)) as edge, ThreadPoolExecutor(1) as pool:
+        late = pool.submit(edge.chat, "!hang", "math", stream=True)
+        while not edge.echo.received:
+            time.sleep(0.005)
+        edge.chat("block")
+        assert late.result().json()["error"]["code"] == "ttft_timeout"
+        assert edge.chat("hello", "math").status_code == 200
 
 
 def test_the_lag_of_a_loop_is_known_during_and_after() -> None:
@@ -44,18 +69,6 @@ def test_the_lag_of_a_loop_is_known_during_and_after() -> None:
         assert lag.seconds == 0
 
     asyncio.run(main())
-
-
-@dataclass(frozen=True)
-class Blocking(KeywordRouter):
-    """Keeps the event loop busy for a second, as too many requests would."""
-
-    inline: bool = True
-
-    def posterior(self, text: str) -> Posterior:
-        if "block" in text:
-            time.sleep(1)
-        return super().posterior(text)
 
 
 def test_a_process_whose_loop_is_late_under_many_requests_refuses_more_before_it_reads_them(tmp_path: Path) -> None:
