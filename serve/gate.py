@@ -216,7 +216,7 @@ class Edge:
     def _overloaded(self) -> bool:
         """Too many requests, or as many as could be the reason for the loop's being late."""
         running = len(self._running)
-        late = running > _CROWD and self._lag.seconds > self._settings.max_lag
+        late = running > _CROWD and self._lag.lasting > self._settings.max_lag
         return running > self._settings.max_requests or late
 
     def _way(self, path: str) -> tuple[_Way | None, str]:

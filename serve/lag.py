@@ -14,6 +14,7 @@ class Lag:
     def __init__(self) -> None:
         self._due = 0.0
         self._last = 0.0
+        self._lasting = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -31,8 +32,14 @@ class Lag:
         """How late the timer is, or was when it ran last."""
         return max(time.monotonic() - self._due, self._last) if self._timer is not None else 0.0
 
+    @property
+    def lasting(self) -> float:
+        """How late it was at least the last two times: a process that was only held up once is not overloaded."""
+        return self._lasting
+
     def _tick(self) -> None:
         now = time.monotonic()
-        self._last = max(now - self._due, 0.0)
+        late = max(now - self._due, 0.0)
+        self._last, self._lasting = late, min(late, self._last)
         self._due = now + _STEP
         self._timer = asyncio.get_running_loop().call_later(_STEP, self._tick)

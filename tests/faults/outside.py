@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ async def outside(
     folder: Path,
     expert: Expert,
     workers: int = 1,
-    limits: dict[str, object] | None = None,
+    limits: Mapping[str, object] | None = None,
     environment: dict[str, str] | None = None,
     **settings: object,
 ) -> AsyncIterator[Outside]:
@@ -119,7 +119,7 @@ async def outside(
     found.environment |= environment or {}
     try:
         backend = {"kind": "remote", "url": expert.url, "model": "scripted"}
-        card = parse_card({"name": "math", "backend": backend, "generalist": True, "limits": limits or {}})
+        card = parse_card({"name": "math", "backend": backend, "generalist": True, "limits": dict(limits or {})})
         found.registry.add(card)
         found.registry.observe(card.name, State.READY, base_url=expert.url)
         found.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,7 +17,7 @@ from faults.expert import Expert
 from faults.outside import outside
 from faults.table import Table
 
-_TOKENS, _PAUSE, _OPENING = 20, 1.0, 10.0
+_TOKENS, _PAUSE, _OPENING = 14, 10.0, 75.0
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ async def _streams(folder: Path, seed: int, count: int, capsys: pytest.CaptureFi
         await running
         seconds, spent = time.monotonic() - began, process.cpu_times()
         totals = edge.check_ledger(await edge.idle())
-        table = Table(f"{count} streams, a token a second, seed {seed}, {seconds:.0f} s", "what", "value")
+        table = Table(f"{count} streams, a token every {_PAUSE:g} s, seed {seed}, {seconds:.0f} s", "what", "value")
         for what, number in results.items():
             table.row(what, number)
         table.row("most at a time", most)
