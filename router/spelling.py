@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
@@ -19,7 +19,7 @@ FREQUENT = 100  # prompts that a word must be in for a rare word beside it to be
 ENOUGH = 5_000  # words; with fewer known, most unknown words are no slips
 MOST_UNKNOWN = 0.6  # of a prompt's words
 MOST_CORRECTED = 24  # words of a prompt
-MOST_LETTERS = 40  # of an alphabet
+RARE_LETTER = 1e-3  # share of a language's letters; rarer ones are not tried
 LONGEST = 30  # letters
 MAX_BYTES = 16 * 2**20
 PREFIX = "spelling."
@@ -37,8 +37,8 @@ class Speller:
     def __init__(self, words: Sequence[str], rare: NDArray[np.uint32]) -> None:
         self._ranks = {word: rank for rank, word in enumerate(words)}
         self._rare = frozenset(rare.tolist())
-        letters = Counter(letter for word in words for letter in word)
-        self._alphabet = [letter for letter, _ in letters.most_common(MOST_LETTERS)]
+        letters = Counter("".join(words))
+        self._alphabet = [letter for letter, count in letters.items() if count >= RARE_LETTER * letters.total()]
 
     @classmethod
     def of(cls, texts: Iterable[str], known: Iterable[str] = ()) -> Self | None:
@@ -98,21 +98,16 @@ class Speller:
 
     def _nearest(self, word: str) -> str | None:
         """The most frequent word one slip away (Norvig 2007)."""
-        ranks = self._ranks
-        return min((slip for slip in self._slips(word) if slip in ranks), key=ranks.__getitem__, default=None)
+        return min(self._ranks.keys() & self._slips(word), key=self._ranks.__getitem__, default=None)
 
-    def _slips(self, word: str) -> Iterator[str]:
-        """Every word that is this one with two letters swapped, one lost, one replaced or one added."""
-        for place in range(len(word) + 1):
-            head, tail = word[:place], word[place:]
-            if tail:
-                yield head + tail[1:]
-            if len(tail) > 1:
-                yield head + tail[1] + tail[0] + tail[2:]
-            for letter in self._alphabet:
-                yield head + letter + tail
-                if tail:
-                    yield head + letter + tail[1:]
+    def _slips(self, word: str) -> set[str]:
+        """Every word that is this one with a letter lost, two swapped, one replaced or one added."""
+        parts = [(word[:place], word[place:]) for place in range(len(word) + 1)]
+        slips = {head + tail[1:] for head, tail in parts if tail}
+        slips.update([head + tail[1] + tail[0] + tail[2:] for head, tail in parts if len(tail) > 1])
+        slips.update([head + letter + tail[1:] for head, tail in parts if tail for letter in self._alphabet])
+        slips.update([head + letter + tail for head, tail in parts for letter in self._alphabet])
+        return slips
 
 
 def spelling_apart(tensors: Tensors) -> tuple[Tensors, Tensors]:
