@@ -51,7 +51,7 @@ class Dispatcher:
         self._relay = relay
         self._metrics = metrics
         self._lag = lag
-        self._budget = Budget()
+        self._budget = Budget(settings.retry_share, settings.retry_reserve)
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._watches: dict[Breaker, asyncio.Task[None]] = {}
         self._chance = random.Random()  # noqa: S311 - spreads retries, no secret

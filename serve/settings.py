@@ -21,7 +21,8 @@ class EdgeSettings:
     leave a portion unread. `patience` is the longest Retry-After of an expert that is waited for; `recovery` how long a
     stream that broke off looks for an engine to go on. After `breaker_failures` in a row an expert is left alone for
     `breaker_pause`, and looked at every `breaker_look`. `classifier_budget` is how long a request waits for its
-    posterior; after that the generalist answers.
+    posterior; after that the generalist answers. Second sendings are at most `retry_share` of the requests, saved up to
+    `retry_reserve` of them.
 
     `concurrency` requests run at an engine at a time, where its card does not say otherwise; `queue` more may wait for
     it, and `queue_total` for all engines, each for at most `queue_time`. `max_requests` run and wait in one process;
@@ -48,6 +49,8 @@ class EdgeSettings:
     heartbeat: float = 15.0
     patience: float = 5.0
     recovery: float = 60.0
+    retry_share: float = 0.1
+    retry_reserve: float = 100.0
     breaker_failures: int = 3
     breaker_pause: float = 6.0
     breaker_look: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,15 @@ from collegium.serve.breaker import Breaker
 from collegium.serve.settings import EdgeSettings
 from faults import behaviours as do
 from faults.expert import Behaviour, answer
-from faults.kit import Lab, laboratory
+from faults.kit import QUICK, Lab, laboratory
 
 LONG = "60 tokens"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with laboratory(Path(tmp_path_factory.mktemp("lab"))) as started:
+    # Hardly anything here succeeds at once: of many repeats, the usual budget would refuse most second sendings.
+    with laboratory(Path(tmp_path_factory.mktemp("lab")), replace(QUICK, retry_reserve=1e6)) as started:
         yield started
 
 
