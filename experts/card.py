@@ -301,9 +301,8 @@ def relative_costs(cards: Iterable[Card]) -> dict[str, float]:
 
 def own_cost(card: Card, known: Mapping[str, Card]) -> Cost:
     """The card's cost, or that of the engine it borrows where it names none."""
-    if card.cost == Cost() and card.borrowed_engine in known:
-        return known[card.borrowed_engine].cost
-    return card.cost
+    lender = known.get(card.borrowed_engine or "")
+    return lender.cost if lender is not None and card.cost == Cost() else card.cost
 
 
 def _amount(cost: Cost, priced: bool) -> float | None:
