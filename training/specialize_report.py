@@ -233,7 +233,7 @@ def _pairs(values: Sequence[str]) -> dict[str, Path]:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure what the command line names.
+    """Measure what the command line names; --json is written anew after each domain, so that a stop loses little.
 
     Raises:
         SpecializeError: a file, model or adapter that cannot be used.
@@ -242,6 +242,8 @@ def run(options: argparse.Namespace) -> Report:
     cells: list[Cell] = []
     for domain, file in _pairs(options.heldout).items():
         cells.extend(bench.perplexities(domain, split_rows(read_corpus(file).rows, options.rows, 0)[1]))
+        if options.json:
+            write_json(options.json, asdict(Report(tuple(cells), ())))
     accuracies: list[Accuracy] = []
     for task, file in _pairs(options.mcq).items():
         rows = split_rows(read_corpus(file, options.split).rows, options.questions, 0)[1]
