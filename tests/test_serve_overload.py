@@ -74,20 +74,24 @@ def test_the_lag_of_a_loop_is_known_during_and_after() -> None:
 def test_a_process_whose_loop_is_late_under_many_requests_refuses_more_before_it_reads_them(tmp_path: Path) -> None:
     settings = EdgeSettings(max_lag=0.3, between_events=60)
     stalled = {"model": "general", "stream": True, "messages": [{"role": "user", "content": "!stall"}]}
-    over = threading.Event()
+    over, busy = threading.Event(), threading.Event()
     with running(tmp_path, settings, Blocking(seconds=0.5)) as edge, ExitStack() as stack:
 
         def block() -> None:
-            while not over.is_set():
+            while busy.wait() and not over.is_set():
                 edge.chat("block")
 
         pool = stack.enter_context(ThreadPoolExecutor(3))
+        stack.callback(busy.set)
         stack.callback(over.set)
+        busy.set()
         for _ in range(3):
             pool.submit(block)
         assert {edge.chat("hello").status_code for _ in range(3)} == {200}  # late, but there is no crowd
+        busy.clear()
         for _ in range(33):
             stack.enter_context(edge.http.stream("POST", f"{edge.url}/v1/chat/completions", json=stalled))
+        busy.set()
         while (refused := edge.chat("hello")).status_code == 200:
             continue
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_is_overloaded")
