@@ -66,7 +66,8 @@ async def main(url: str, rate: float, seed: int, models: Sequence[str]) -> None:
         times.append(time.monotonic() - began)
 
     timeout = aiohttp.ClientTimeout(total=60)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a kept connection may be closed under a request
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         running: set[asyncio.Task[None]] = set()
         due, number = time.monotonic(), 0
         while not stop.is_set():
