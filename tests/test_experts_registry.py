@@ -197,6 +197,6 @@ def test_a_card_of_a_newer_version_is_refused_as_such(tmp_path: Path) -> None:
     registry.add(remote("general"))
     with sqlite3.connect(file) as database:
         database.execute("UPDATE experts SET card = json_set(card, '$.teleport', 1)")
-    with pytest.raises(RegistryError, match="cannot read.*teleport"):
+    with pytest.raises(RegistryError, match=r"cannot read.*teleport"):
         registry.experts()
     registry.close()
