@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,12 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 
 def make_encoder(folder: Path, texts: Sequence[str], seed: int = 0) -> Path:
-    """Write a sentence encoder with random weights and the word pieces of `texts`."""
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    tokenizer.train_from_iterator(texts, vocab_size=400, min_frequency=1, show_progress=False)
+    """Write a sentence encoder with random weights, the words of `texts` and their letters as pieces."""
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    letters = sorted({letter for word in words for letter in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
     parts = folder / "bert"
     BertTokenizerFast(tokenizer_object=tokenizer._tokenizer).save_pretrained(parts)
     torch.manual_seed(seed)

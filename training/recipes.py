@@ -117,8 +117,10 @@ class _Recipes:
 
     @cached_property
     def speller(self) -> Speller | None:
-        known = self.given.module.tokenizer.get_vocab() if self.given else ()
-        return Speller.of(self.texts, known) if self.options.spelling else None
+        if not self.options.spelling:
+            return None
+        numbers = self.given.module.tokenizer.get_vocab() if self.given else {}
+        return Speller.of(self.texts, sorted(numbers, key=numbers.__getitem__))
 
     @cached_property
     def labels(self) -> NDArray[np.str_]:
