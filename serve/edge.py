@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -147,9 +148,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("the edge cannot start: %s", error)
         return 2
     logger.info("the edge listens on %s", listener.getsockname())
+    _spare_collector()
     Server(app, settings, listener).run(sockets=[listener])
     registry.close()
     return 0
+
+
+def _spare_collector() -> None:
+    """Libraries and the router stay: to walk through them again would stop the loop for tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def _router(registry: Registry, pinned: str | None) -> tuple[RoutingModel, Callable[[str], RoutingModel] | None]:

@@ -40,7 +40,8 @@ async def choose(
     Raises:
         ApiError: the model is unknown or not permitted, or nobody may answer.
     """
-    request = replace(request, needs=replace(request.needs, permitted=permitted))
+    if permitted is not None:
+        request = replace(request, needs=replace(request.needs, permitted=permitted))
     if request.model != AUTO:
         return Route(_named(request, snapshot), None, snapshot.router.version, named=True)
     text = routing_text_of_body(request.body)
