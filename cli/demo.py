@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..experts.adapter import PACKAGE
-from ..experts.card import AdapterBackend
+from ..experts.backends import AdapterBackend
 from ..experts.pool import load_pool
 from ..experts.processes import die_with_parent
 from ..experts.ray_cluster import free_ports

@@ -18,7 +18,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ..experts.card import CardError, EngineBackend
+from ..experts.backends import EngineBackend
+from ..experts.card import CardError
 from ..experts.pool import load_pool
 from ..serve.lock import serving
 from .options import DEFAULT_STATE

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .card import AdapterBackend, AdapterSlots, Card, CardError
+from .backends import AdapterBackend, AdapterSlots
+from .card import Card, CardError
 from .weights import hub_snapshot
 
 CONFIG = "adapter_config.json"

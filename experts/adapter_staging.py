@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .adapter import CONFIG, TENSORS, Adapter, AdapterError, check_fit, locate_adapter, read_adapter
-from .card import AdapterBackend, Card, EngineBackend
+from .backends import AdapterBackend, EngineBackend
+from .card import Card
 from .state import StateFolder
 from .weights import locate, present
 

@@ -12,7 +12,8 @@ import httpx2
 import psutil
 
 from .adapter_staging import staging_folder
-from .card import Card, CardError, EngineBackend
+from .backends import EngineBackend
+from .card import Card, CardError
 from .plan import GIB
 from .ray_cluster import RayCluster, RayError
 from .ray_serve import App, RayServe, preload

@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from .adapter_staging import Staged, stage, staging_folder, sweep
-from .card import AdapterBackend, Card, CardError, EngineBackend
+from .backends import AdapterBackend, EngineBackend
+from .card import Card, CardError
 from .ray_serve import App
 from .reconcile import Loaded
 from .records import ExpertRecord

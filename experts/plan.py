@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import psutil
 
 from .adapter import adapter_bytes
-from .card import AdapterBackend, Card, EngineBackend
+from .backends import AdapterBackend, EngineBackend
+from .card import Card
 
 GIB = 2**30
 BASE_GB = 1.5  # Ray's head, Serve's controller and HAProxy, once for all engines: 1.2 measured, rounded up

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from .adapter import resolved
-from .card import AdapterBackend, Card, CardError, EngineBackend, PromptedBackend, RemoteBackend, parse_card
+from .backends import AdapterBackend, EngineBackend, PromptedBackend, RemoteBackend
+from .card import Card, CardError, parse_card
 
 _FOLDER = Path(__file__).parent / "pools"
 

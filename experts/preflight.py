@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 from .adapter import check_fit, locate_adapter, read_adapter
-from .card import AdapterBackend, Card, CardError, EngineBackend, RemoteBackend
+from .backends import AdapterBackend, EngineBackend, RemoteBackend
+from .card import Card, CardError
 from .client import ConnectError, ExpertClient, ExpertError, ForbiddenAddressError, KeyRefusedError, StatusError
 from .networks import Networks
 from .plan import Machine, plan_memory, this_machine

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .card import CardError, RemoteBackend
+from .backends import RemoteBackend
+from .card import CardError
 from .networks import Networks
 from .preflight import PROBE_TIMEOUT, probe_remote
 from .reconcile import Probe

@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from .card import Card, EngineBackend
+from .backends import EngineBackend
+from .card import Card
 from .guard import KEY, Guard
 from .ray_cluster import RayError
 from .state import engine_key

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .card import AdapterBackend, Card, EngineBackend, PromptedBackend, RemoteBackend
+from .backends import AdapterBackend, EngineBackend, PromptedBackend, RemoteBackend
+from .card import Card
 from .ray_serve import App
 from .records import ExpertRecord, State
 

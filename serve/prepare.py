@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-from ..experts.card import Sampling
+from ..experts.backends import Sampling
 from .requests import Api, Request
 from .snapshot import Target
 

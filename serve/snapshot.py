@@ -8,16 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..experts.card import (
-    AdapterBackend,
-    Card,
-    EngineBackend,
-    Limits,
-    PromptedBackend,
-    RemoteBackend,
-    Sampling,
-    relative_costs,
-)
+from ..experts.backends import AdapterBackend, EngineBackend, PromptedBackend, RemoteBackend, Sampling
+from ..experts.card import Card, Limits, relative_costs
 from ..experts.registry import ExpertRecord, KeyRecord, Registry, RegistryError, SkillRecord
 from ..experts.state import engine_key
 from ..router.decision import Candidate

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import uvicorn
 
-from ..experts.card import Card, RemoteBackend
+from ..experts.backends import RemoteBackend
+from ..experts.card import Card
 from ..experts.networks import VARIABLE, Networks
 from ..experts.preflight import check_card, check_pool
 from ..experts.processes import forbid_core_dumps

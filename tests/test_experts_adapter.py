@@ -20,7 +20,8 @@ from collegium.experts.adapter import (
     shipped_adapters,
 )
 from collegium.experts.adapter_staging import stage, sweep
-from collegium.experts.card import AdapterBackend, AdapterSlots, Card, CardError, parse_card
+from collegium.experts.backends import AdapterBackend, AdapterSlots
+from collegium.experts.card import Card, CardError, parse_card
 from collegium.experts.plan import Machine, plan_memory
 from collegium.experts.pool import parse_pool
 from collegium.experts.preflight import check_adapter

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from collegium.experts.card import CardError, EngineBackend, parse_card, relative_costs
+from collegium.experts.backends import EngineBackend
+from collegium.experts.card import CardError, parse_card, relative_costs
 from collegium.experts.plan import Machine, plan_memory
 from collegium.experts.pool import builtin_pools, load_pool
 

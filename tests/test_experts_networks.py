@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from collegium.experts.card import CardError, RemoteBackend
+from collegium.experts.backends import RemoteBackend
+from collegium.experts.card import CardError
 from collegium.experts.client import ConnectError, ExpertClient, ForbiddenAddressError
 from collegium.experts.networks import AddressError, Networks
 from collegium.experts.preflight import probe_remote
