@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..experts.adapter import resolved
+from ..experts.backends import RemoteBackend
 from ..experts.card import Card, CardError, parse_card
 from ..experts.preflight import check_card
 from ..experts.registry import ExpertRecord, Registry, State
@@ -43,7 +44,7 @@ def list_experts(as_json: bool, state: Path, registry_url: str | None) -> None:
         measured = (skill.domain for skill in skills if skill.expert == record.name and skill.admitted)
         admitted = ", ".join(sorted({*record.card.admitted, *measured})) or "none admitted"
         domains = "everything" if record.card.generalist else admitted
-        table.add_row(record.name, record.card.backend.kind, record.state.value, domains, record.reason)
+        table.add_row(record.name, _kind(record), record.state.value, domains, record.reason)
     Console().print(table)
 
 
@@ -156,6 +157,14 @@ def admit(
         why = verdict.failed or f"{100 * verdict.gain.value:+.1f} points, p = {verdict.p:.2g}"
         table.add_row(verdict.domain, str(verdict.n), *rates, "yes" if verdict.admitted else "no", why)
     Console().print(table)
+
+
+def _kind(record: ExpertRecord) -> str:
+    """The backend's kind, with how many of a remote expert's URLs answer."""
+    backend = record.card.backend
+    if not isinstance(backend, RemoteBackend) or len(backend.addresses) == 1:
+        return backend.kind
+    return f"{backend.kind}, {len((record.base_url or '').split())} of {len(backend.addresses)} URLs"
 
 
 def _only_generalist(registry: Registry) -> str:

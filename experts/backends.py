@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
 
+MAX_URLS = 32
 _OUR_VARIABLES = ("COLLEGIUM_", "RAY_", "VLLM_")
 
 # Engine options a card may set. Anything that loads code or files (trust_remote_code, chat templates by path, plugins)
@@ -99,18 +110,30 @@ class EngineBackend(Strict):
         return self.accelerator == "cpu"
 
 
-class RemoteBackend(Strict):
-    """Any OpenAI-compatible base URL. The key is named by its environment variable, never written down.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One URL of a remote expert, and all that is needed to ask it."""
 
-    `retry_safe` lets a request that the expert may have begun, and failed without an answer, be sent to it once more:
-    what it did is then paid twice.
+    url: str
+    model: str
+    api_key_env: str | None
+
+
+class RemoteBackend(Strict):
+    """Any OpenAI-compatible base URL, or several that serve the same model: replicas of one expert.
+
+    The key is named by its environment variable, never written down. `retry_safe` lets a request that the expert may
+    have begun, and failed without an answer, be sent to it once more: what it did is then paid twice. `continues` says
+    that every URL is a vLLM server: a stream at temperature 0 that breaks off goes on there from its token ids.
     """
 
     kind: Literal["remote"]
-    url: str
+    url: str | None = None
+    urls: tuple[str, ...] | None = Field(None, min_length=1, max_length=MAX_URLS)
     model: str = Field(min_length=1)
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     retry_safe: bool = False
+    continues: bool = False
 
     @field_validator("api_key_env")
     @classmethod
@@ -122,13 +145,48 @@ class RemoteBackend(Strict):
 
     @field_validator("url")
     @classmethod
-    def _plain_http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url {url!r} must be http://host... or https://host...")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("url must carry no user, password, query or fragment; name the key by api_key_env")
-        return url.rstrip("/")
+    def _plain_url(cls, url: str | None) -> str | None:
+        return None if url is None else _plain_http(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _plain_urls(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if urls is None:
+            return None
+        plain = tuple(map(_plain_http, urls))
+        if len(set(plain)) < len(plain):
+            raise ValueError("urls must differ")
+        return plain
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RemoteBackend:
+        if (self.url is None) == (self.urls is None):
+            raise ValueError("give either url or urls")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Without what the card leaves out: a registry's rows stay readable to versions before there were replicas."""
+        written: dict[str, JsonValue] = dump(self)
+        unsaid = {"url": None, "urls": None, "continues": False}
+        return {name: value for name, value in written.items() if name not in unsaid or value != unsaid[name]}
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Its URLs, in the card's order."""
+        listed = self.urls or (() if self.url is None else (self.url,))
+        return tuple(Address(url, self.model, self.api_key_env) for url in listed)
+
+
+def _plain_http(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url {url!r} must be http://host... or https://host...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("url must carry no user, password, query or fragment; name the key by api_key_env")
+    if any(character.isspace() for character in url):
+        raise ValueError(f"url {url!r} must hold no spaces")
+    return url.rstrip("/")
 
 
 class Sampling(Strict):

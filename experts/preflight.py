@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 from .adapter import check_fit, locate_adapter, read_adapter
-from .backends import AdapterBackend, EngineBackend, RemoteBackend
+from .backends import AdapterBackend, Address, EngineBackend, RemoteBackend
 from .card import Card, CardError
 from .client import ConnectError, ExpertClient, ExpertError, ForbiddenAddressError, KeyRefusedError, StatusError
 from .networks import Networks
@@ -40,7 +41,7 @@ def check_card(
     if problem := engine_problem(card, others):
         raise CardError(problem)
     if isinstance(card.backend, RemoteBackend):
-        probe_remote(card.backend, networks=networks)
+        _check_addresses(card.backend, networks)
     if isinstance(card.backend, EngineBackend) and not joined:
         _check_engine(card, card.backend, others, machine or this_machine())
     if isinstance(card.backend, AdapterBackend) and not joined:
@@ -88,7 +89,21 @@ def _adapter_problems(cards: Sequence[Card], together: Sequence[Card]) -> Iterat
                 yield f"expert {card.name!r}: {error}"
 
 
-def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT, networks: Networks | None = None) -> None:
+def _check_addresses(backend: RemoteBackend, networks: Networks | None) -> None:
+    """Ask all URLs at once, so that several that do not answer take no longer than one."""
+    with ThreadPoolExecutor(len(backend.addresses)) as pool:
+        asked = [pool.submit(probe_remote, address, networks=networks) for address in backend.addresses]
+    problems = []
+    for one in asked:
+        try:
+            one.result()
+        except CardError as error:
+            problems.append(str(error))
+    if problems:
+        raise CardError("; ".join(dict.fromkeys(problems)))
+
+
+def probe_remote(address: Address, timeout: float = PROBE_TIMEOUT, networks: Networks | None = None) -> None:
     """Ask a URL for its models. With `networks` its address must be among them.
 
     A server without GET /models (404, 405) passes: some gateways have none.
@@ -96,16 +111,16 @@ def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT, network
     Raises:
         CardError: the key's variable is not set, nothing answers, it refuses the key, or it does not serve the model.
     """
-    key = os.environ.get(backend.api_key_env) if backend.api_key_env else None
-    if backend.api_key_env and not key:
-        raise CardError(f"the environment variable {backend.api_key_env} with the key of {backend.url} is not set")
+    key = os.environ.get(address.api_key_env) if address.api_key_env else None
+    if address.api_key_env and not key:
+        raise CardError(f"the environment variable {address.api_key_env} with the key of {address.url} is not set")
     try:
-        with ExpertClient(backend.url, key, timeout, networks) as client:
+        with ExpertClient(address.url, key, timeout, networks) as client:
             models = client.models()
     except ForbiddenAddressError as error:
         raise CardError(str(error)) from error
     except KeyRefusedError as error:
-        raise CardError(f"{error}; {_key_hint(backend)}") from error
+        raise CardError(f"{error}; {_key_hint(address)}") from error
     except ConnectError as error:
         raise CardError(f"{error}; check url, it must be an OpenAI base URL such as http://host:8000/v1") from error
     except StatusError as error:
@@ -114,14 +129,14 @@ def probe_remote(backend: RemoteBackend, timeout: float = PROBE_TIMEOUT, network
         raise CardError(str(error)) from error
     except ExpertError as error:
         raise CardError(str(error)) from error
-    if models and backend.model not in models:
+    if models and address.model not in models:
         listed = ", ".join(sorted(models)[:10])
-        raise CardError(f"{backend.url} does not serve the model {backend.model!r}; it serves {listed}")
+        raise CardError(f"{address.url} does not serve the model {address.model!r}; it serves {listed}")
 
 
-def _key_hint(backend: RemoteBackend) -> str:
-    if backend.api_key_env:
-        return f"the environment variable {backend.api_key_env} holds a key it does not accept"
+def _key_hint(address: Address) -> str:
+    if address.api_key_env:
+        return f"the environment variable {address.api_key_env} holds a key it does not accept"
     return "name the environment variable that holds the key as api_key_env"
 
 

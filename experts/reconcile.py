@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .backends import AdapterBackend, EngineBackend, PromptedBackend, RemoteBackend
+from .backends import AdapterBackend, Address, EngineBackend, PromptedBackend, RemoteBackend
 from .card import Card
 from .ray_serve import App
 from .records import ExpertRecord, State
@@ -58,7 +58,7 @@ Action = Deploy | Delete | GiveUp | Observe | Forget
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The last answer of a remote URL."""
+    """The last answer of a URL."""
 
     ok: bool
     reason: str = ""
@@ -78,8 +78,8 @@ class Actual:
     """What is known of what runs.
 
     `apps` is None while Ray was not asked yet or does not answer, then `trouble` says why: nothing is started, ended or
-    forgotten on that ground. `failures` are engines given up, by expert and generation. `probes` are by the remote
-    card's fingerprint. `adapters` are by the base URL of their engine and the expert, those on their way out included;
+    forgotten on that ground. `failures` are engines given up, by expert and generation. `probes` are by URL.
+    `adapters` are by the base URL of their engine and the expert, those on their way out included;
     what was not looked at yet is not among them. `unused` names experts and applications that have had no request for
     their time of grace.
     """
@@ -87,7 +87,7 @@ class Actual:
     apps: Mapping[str, App] | None = None
     trouble: str = ""
     failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    probes: Mapping[str, Probe] = field(default_factory=dict)
+    probes: Mapping[Address, Probe] = field(default_factory=dict)
     adapters: Mapping[tuple[str, str], Loaded] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
 
@@ -155,12 +155,16 @@ def _deletions(apps: Sequence[App], actual: Actual) -> Iterator[Action]:
 
 
 def _remote(record: ExpertRecord, backend: RemoteBackend, actual: Actual) -> Observe:
-    probe = actual.probes.get(record.card.engine_fingerprint)
-    if probe is None:
-        return Observe(record.name, State.STARTING, f"asking {backend.url}", None)
-    if probe.ok:
-        return Observe(record.name, State.READY, "", backend.url)
-    return Observe(record.name, State.FAILED, probe.reason, None)
+    """Ready with the first of its URLs that answers; the base URLs are those that do."""
+    probes = [(address.url, actual.probes.get(address)) for address in backend.addresses]
+    good = [url for url, probe in probes if probe is not None and probe.ok]
+    reasons = [f"asking {url}" if probe is None else probe.reason for url, probe in probes if url not in good]
+    reason = "; ".join(reasons)
+    if good:
+        partly = f"{len(good)} of {len(probes)} URLs answer; {reason}" if reasons else ""
+        return Observe(record.name, State.READY, partly, " ".join(good))
+    waiting = any(probe is None for _, probe in probes)
+    return Observe(record.name, State.STARTING if waiting else State.FAILED, reason, None)
 
 
 def _unknown(record: ExpertRecord, actual: Actual) -> Observe:

@@ -39,7 +39,8 @@ class ExpertRecord:
     """One expert: the desired card and the observed state.
 
     `base_url` is the OpenAI base URL that answers now (it ends in /v1), kept while a new generation starts beside it;
-    an adapter's has a fragment, the adapter's name on its engine.
+    an adapter's has a fragment, the adapter's name on its engine. Of a remote expert with several URLs it holds those
+    that answer, with spaces between them.
     `removed` means that it shall go; it takes no new request.
     """
 

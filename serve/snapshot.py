@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..experts.backends import AdapterBackend, EngineBackend, PromptedBackend, RemoteBackend, Sampling
+from ..experts.backends import AdapterBackend, Backend, EngineBackend, PromptedBackend, RemoteBackend, Sampling
 from ..experts.card import Card, Limits, relative_costs
 from ..experts.registry import ExpertRecord, KeyRecord, Registry, RegistryError, SkillRecord
 from ..experts.state import engine_key
@@ -34,8 +34,8 @@ class RoutingModel(Protocol):
 class Target:
     """Where an expert's requests go. `vouched` means that we run the engine, so its words about a request may pass.
 
-    `retry_safe`: a request that it may have begun can be sent again. `continues`: the engine's plain completion of
-    prompt and answer so far is the rest of the answer.
+    `urls` are its replicas, `url` among them. `retry_safe`: a request that it may have begun can be sent again.
+    `continues`: the engine's plain completion of prompt and answer so far is the rest of the answer.
     """
 
     expert: str
@@ -48,6 +48,15 @@ class Target:
     limits: Limits = field(default_factory=Limits)
     retry_safe: bool = False
     continues: bool = False
+    urls: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            object.__setattr__(self, "urls", (self.url,))
+
+    def at(self, url: str) -> Target:
+        """The replica at this URL."""
+        return self if url == self.url else replace(self, url=url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ class Sources:
             if borrowed is None:
                 return None
             prompt, sampling = card.backend.system_prompt, card.backend.sampling
-            return Target(card.name, borrowed.url, borrowed.model, borrowed.key, borrowed.vouched, prompt, sampling)
+            return replace(borrowed, expert=card.name, system_prompt=prompt, sampling=sampling)
         return self._own(record)
 
     def _own(self, record: ExpertRecord) -> Target | None:
@@ -90,10 +99,12 @@ class Sources:
         if not record.routable or record.base_url is None:
             return None
         if isinstance(card.backend, RemoteBackend):
-            # URL, model and key from the same card: a half-replaced expert never sends one's key to the other's URL.
+            # URLs, model and key from the same card: a half-replaced expert never sends one's key to the other's URL.
             name = card.backend.api_key_env
             key = self._environment.get(name) if name else None
-            return Target(card.name, card.backend.url, card.backend.model, key, vouched=False)
+            listed = tuple(address.url for address in card.backend.addresses)
+            urls = tuple(url for url in listed if url in record.base_url.split()) or listed
+            return Target(card.name, urls[0], card.backend.model, key, vouched=False, urls=urls)
         if isinstance(card.backend, EngineBackend):
             key = engine_key(self._internal_key, card.name)
             return Target(card.name, record.base_url, card.name, key, vouched=True)
@@ -139,8 +150,14 @@ def _bounded(target: Target, known: Mapping[str, ExpertRecord]) -> Target:
         target,
         limits=card.limits.model_copy(update={"concurrency": lender.limits.concurrency}),
         retry_safe=target.vouched or (isinstance(engine, RemoteBackend) and engine.retry_safe),
-        continues=isinstance(engine, EngineBackend) and "reasoning_parser" not in engine.options,
+        continues=_continues(engine),
     )
+
+
+def _continues(backend: Backend) -> bool:
+    if isinstance(backend, RemoteBackend):
+        return backend.continues
+    return isinstance(backend, EngineBackend) and "reasoning_parser" not in backend.options
 
 
 def _candidate(

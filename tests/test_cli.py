@@ -11,7 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 from collegium.cli.main import COMMANDS, main
 from collegium.evals.records import Record, RunFolder, Sample
-from collegium.experts.registry import Registry
+from collegium.experts.card import parse_card
+from collegium.experts.registry import Registry, State
 from collegium.experts.state import StateFolder
 from echo_expert import EchoExpert
 
@@ -72,6 +73,14 @@ def test_an_expert_is_added_listed_shown_and_removed(
     assert yaml.safe_load(run("experts", "show", "legal").output)["state"] == "registered"
     assert run("experts", "remove", "legal").exit_code == 0
     assert registry.expert("legal").removed
+
+
+def test_the_list_says_how_many_of_an_experts_urls_answer(run: Run, registry: Registry) -> None:
+    backend = {"kind": "remote", "urls": ["http://a/v1", "http://b/v1"], "model": "m"}
+    registry.add(parse_card({"name": "legal", "backend": backend}))
+    assert "0 of 2 URLs" in run("experts", "list").output
+    registry.observe("legal", State.READY, "1 of 2 URLs answer; b is dead", "http://a/v1")
+    assert "1 of 2 URLs" in run("experts", "list").output
 
 
 def test_a_replaced_expert_gets_a_new_generation(

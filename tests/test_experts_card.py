@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from collegium.experts.backends import EngineBackend
+from collegium.experts.backends import EngineBackend, RemoteBackend
 from collegium.experts.card import CardError, parse_card, relative_costs
 from collegium.experts.plan import Machine, plan_memory
 from collegium.experts.pool import builtin_pools, load_pool
 
 REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9/v1", "model": "m"}
+MANY = {"kind": "remote", "urls": ["http://b:9/v1", "http://c:9/v1/"], "model": "m"}
 ENGINE = {"kind": "engine", "model": "lab/model", "memory_gb": 4, "accelerator": "cpu"}
 PROMPTED = {"kind": "prompted", "engine": "base", "system_prompt": "Be brief."}
 
@@ -27,6 +29,12 @@ PROMPTED = {"kind": "prompted", "engine": "base", "system_prompt": "Be brief."}
         ({"name": "a", "backend": {"kind": "magic"}}, "backend"),
         ({"name": "a", "backend": {**REMOTE, "url": "ftp://host/v1"}}, "must be http"),
         ({"name": "a", "backend": {**REMOTE, "url": "http://user:pass@host/v1"}}, "no user, password"),
+        ({"name": "a", "backend": {**REMOTE, "urls": ["http://b/v1"]}}, "backend: give either url or urls"),
+        ({"name": "a", "backend": {"kind": "remote", "model": "m"}}, "backend: give either url or urls"),
+        ({"name": "a", "backend": {**MANY, "urls": []}}, "backend.urls"),
+        ({"name": "a", "backend": {**MANY, "urls": ["http://b/v1", "http://b/v1/"]}}, "urls must differ"),
+        ({"name": "a", "backend": {**MANY, "urls": ["http://b/v1", "http://u:p@c/v1"]}}, "no user, password"),
+        ({"name": "a", "backend": {**MANY, "urls": ["http://b/v1 http://c/v1"]}}, "no spaces"),
         ({"name": "a", "backend": {**ENGINE, "options": {"trust_remote_code": True}}}, "trust_remote_code"),
         ({"name": "a", "backend": {**ENGINE, "memory_gb": 0}}, "backend.memory_gb"),
         ({"name": "a", "backend": {**ENGINE, "tensor_parallel_size": "two"}}, "backend.tensor_parallel_size"),
@@ -42,6 +50,20 @@ def test_a_bad_card_is_refused_by_name_of_the_field(card: object, said: str) -> 
     with pytest.raises(CardError, match=said) as refused:
         parse_card(card)
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_remote_card_has_one_url_or_several() -> None:
+    one, many = (parse_card({"name": "a", "backend": backend}) for backend in (REMOTE, MANY))
+    assert isinstance(one.backend, RemoteBackend) and isinstance(many.backend, RemoteBackend)
+    assert [address.url for address in one.backend.addresses] == ["http://127.0.0.1:9/v1"]
+    assert [address.url for address in many.backend.addresses] == ["http://b:9/v1", "http://c:9/v1"]
+    for card in (one, many):
+        assert parse_card(json.loads(card.model_dump_json())) == card
+
+
+def test_a_card_with_one_url_is_kept_as_before_there_were_several() -> None:
+    kept = parse_card({"name": "a", "backend": REMOTE}).model_dump(mode="json")["backend"]
+    assert kept == {**REMOTE, "api_key_env": None, "retry_safe": False}
 
 
 def test_a_new_skill_restarts_no_engine_and_a_new_model_does() -> None:

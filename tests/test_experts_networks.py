@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from collegium.experts.backends import RemoteBackend
+from collegium.experts.backends import Address
 from collegium.experts.card import CardError
 from collegium.experts.client import ConnectError, ExpertClient, ForbiddenAddressError
 from collegium.experts.networks import AddressError, Networks
@@ -105,10 +105,10 @@ def canary() -> Iterator[tuple[int, list[bytes]]]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:127.0.0.1]"])
 def test_a_probe_does_not_reach_into_the_own_network(host: str) -> None:
     with canary() as (port, heard):
-        backend = RemoteBackend(kind="remote", url=f"http://{host}:{port}/v1", model="m")
+        address = Address(f"http://{host}:{port}/v1", "m", None)
         with pytest.raises(CardError, match="not a public address"):
-            probe_remote(backend, networks=Networks())
-        with ExpertClient(backend.url, networks=Networks()) as client, pytest.raises(ForbiddenAddressError):
+            probe_remote(address, networks=Networks())
+        with ExpertClient(address.url, networks=Networks()) as client, pytest.raises(ForbiddenAddressError):
             list(client.stream_chat("m", []))
         assert heard == []
 

@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from collegium.experts.backends import Address, RemoteBackend
 from collegium.experts.card import Card, CardError, parse_card
 from collegium.experts.client import ConnectError, ExpertClient, ExpertError, KeyRefusedError, ProtocolError
+from collegium.experts.networks import Networks
 from collegium.experts.plan import Machine
 from collegium.experts.preflight import check_card, check_pool
 from collegium.experts.probes import Probes
@@ -91,6 +93,29 @@ def test_a_url_that_answers_wrong_is_refused_in_a_sentence(answer: Answer, said:
         check_card(remote(url), [])
 
 
+def test_each_of_several_urls_is_asked_and_judged() -> None:
+    def several(*urls: str) -> Card:
+        return parse_card({"name": "far", "backend": {"kind": "remote", "urls": urls, "model": "m"}})
+
+    with server(lambda request: (200, models("m"))) as good, server(lambda request: (200, models("n"))) as other:
+        check_card(several(good, good.replace("127.0.0.1", "localhost")), [])
+        with pytest.raises(CardError, match=f"{other} does not serve the model 'm'"):
+            check_card(several(good, other), [])
+        own = Networks.parse(["127.0.0.1/32"])
+        with pytest.raises(CardError, match=r"127\.0\.0\.2 is at 127\.0\.0\.2, which is not a public address"):
+            check_card(several(good, "http://127.0.0.2:8000/v1"), [], networks=own)
+
+
+def test_probes_look_at_every_url() -> None:
+    with server(lambda request: (200, models("m"))) as good, server(lambda request: (500, b"")) as bad:
+        card = parse_card({"name": "far", "backend": {"kind": "remote", "urls": [bad, good], "model": "m"}})
+        probes, pause = Probes(period=0.0), threading.Event()
+        while len(found := probes.update([record(card)])) < 2:
+            pause.wait(0.02)
+        assert {one.url: probe.ok for one, probe in found.items()} == {good: True, bad: False}
+        probes.close()
+
+
 def test_nothing_at_the_url_is_said() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -150,10 +175,15 @@ def test_a_pool_is_checked_as_a_whole_without_asking_its_urls(tmp_path: Path) ->
         check_pool([engine("base", "/no/such", 40)], [], Machine(8))
 
 
+def address(card: Card) -> Address:
+    assert isinstance(card.backend, RemoteBackend)
+    return card.backend.addresses[0]
+
+
 def wait_for(probes: Probes, records: list[ExpertRecord], wanted: Callable[[Probe | None], bool]) -> None:
     """Until the probe of the first record is as wanted; the test's own time limit ends a wait in vain."""
     pause = threading.Event()
-    while not wanted(probes.update(records).get(records[0].card.engine_fingerprint)):
+    while not wanted(probes.update(records).get(address(records[0].card))):
         pause.wait(0.02)
 
 
@@ -179,7 +209,7 @@ def test_a_silent_url_is_in_nobodys_way() -> None:
         dumb = record(remote(f"http://127.0.0.1:{silent.getsockname()[1]}/v1"))
         probes = Probes(timeout=60.0)
         wait_for(probes, [record(remote(url)), dumb], lambda probe: probe is not None and probe.ok)
-        assert dumb.card.engine_fingerprint not in probes.update([dumb])
+        assert address(dumb.card) not in probes.update([dumb])
         probes.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from collegium.experts.backends import Address
 from collegium.experts.card import Card, parse_card
 from collegium.experts.ray_serve import App, Phase
 from collegium.experts.reconcile import Action, Actual, Delete, Deploy, Forget, GiveUp, Observe, Probe, plan
@@ -189,16 +190,46 @@ def test_a_prompted_expert_is_what_its_engine_is() -> None:
 
 def test_remote_cards_need_no_ray() -> None:
     card = remote_card("alpha")
-    answers = {card.engine_fingerprint: Probe(True)}
+    address = Address("http://127.0.0.1:9/v1", "m", None)
+    answers = {address: Probe(True)}
     assert plan([record(card)], Actual(apps=None, probes=answers)) == [
         Observe("alpha", State.READY, "", "http://127.0.0.1:9/v1")
     ]
-    silent = {card.engine_fingerprint: Probe(False, "does not answer in time")}
+    silent = {address: Probe(False, "does not answer in time")}
     assert plan([record(card)], Actual(apps=None, probes=silent)) == [
         Observe("alpha", State.FAILED, "does not answer in time", None)
     ]
     gone = plan([record(card, removed=True)], Actual(apps=None, unused=frozenset({"alpha"})))
     assert of_kind(gone, Forget) == [Forget("alpha")]
+
+
+def test_one_url_that_answers_is_enough() -> None:
+    backend = {"kind": "remote", "urls": ["http://a/v1", "http://b/v1", "http://c/v1"], "model": "m"}
+    card = parse_card({"name": "alpha", "backend": backend})
+    a, b, c = (Address(f"http://{host}/v1", "m", None) for host in "abc")
+
+    def seen(probes: dict[Address, Probe]) -> Observe:
+        return observed(plan([record(card)], Actual(probes=probes)), "alpha")
+
+    dead = Probe(False, "b is dead")
+    assert seen({}).state is State.STARTING and seen({}).base_url is None
+    assert seen({a: Probe(True)}) == Observe(
+        "alpha", State.READY, "1 of 3 URLs answer; asking http://b/v1; asking http://c/v1", "http://a/v1"
+    )
+    assert seen({a: Probe(True), b: dead, c: Probe(True)}) == Observe(
+        "alpha", State.READY, "2 of 3 URLs answer; b is dead", "http://a/v1 http://c/v1"
+    )
+    everyone = {one: Probe(True) for one in (a, b, c)}
+    assert seen(everyone) == Observe("alpha", State.READY, "", "http://a/v1 http://b/v1 http://c/v1")
+    assert seen(dict.fromkeys((a, b, c), dead)).state is State.FAILED
+
+
+def test_a_card_that_drops_or_gets_a_url_goes_on_answering() -> None:
+    known = {Address(f"http://{host}/v1", "m", None): Probe(True) for host in "ab"}
+    for hosts in ("a", "abc"):
+        backend = {"kind": "remote", "urls": [f"http://{host}/v1" for host in hosts], "model": "m"}
+        changed = record(parse_card({"name": "alpha", "backend": backend}), generation=2)
+        assert observed(plan([changed], Actual(probes=known)), "alpha").state is State.READY
 
 
 def test_a_removed_engine_is_ended_before_its_record_is_forgotten() -> None:
