@@ -42,9 +42,9 @@ class Exchange:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def attempt(self, expert: str, kind: str = "request") -> Attempt:
+    def attempt(self, expert: str, kind: str = "request", url: str = "") -> Attempt:
         """Enter one more sending to an expert."""
-        self.attempts.append(Attempt(expert, kind))
+        self.attempts.append(Attempt(expert, kind, url))
         return self.attempts[-1]
 
 

@@ -20,6 +20,7 @@ class Breaker:
         self._failures = 0
         self._retry_at: float | None = None
         self._probing = False
+        self.alive = True  # when last looked at, as far as is known
 
     @property
     def closed(self) -> bool:
@@ -30,23 +31,30 @@ class Breaker:
         """Seconds until a request may try."""
         return max((self._retry_at or 0.0) - self._clock(), 0.0)
 
+    @property
+    def ready(self) -> bool:
+        """Whether a request may try now."""
+        return self._retry_at is not None and not self._probing and self._clock() >= self._retry_at
+
     def admit(self) -> Permit | None:
         """A permit to ask the expert, or None while it is left alone."""
         if self._retry_at is None:
             return Permit(self, probe=False)
-        if self._probing or self._clock() < self._retry_at:
+        if not self.ready:
             return None
         self._probing = True
         return Permit(self, probe=True)
 
-    def hurry(self) -> None:
-        """The expert seems to be back: the next request may try at once."""
-        if self._retry_at is not None:
+    def looked(self, alive: bool) -> None:
+        """Enter what a look at the expert found: where it is back after it was gone, the next request tries at once."""
+        if alive and not self.alive and self._retry_at is not None:
             self._retry_at = self._clock()
+        self.alive = alive
 
     def _succeeded(self) -> None:
         self._failures = 0
         self._retry_at = None
+        self.alive = True
 
     def _failed(self, weight: int) -> None:
         self._failures += weight

@@ -23,10 +23,14 @@ class End(StrEnum):
 
 @dataclass(slots=True)
 class Attempt:
-    """One sending of a request to an expert. Seconds; `result` is "ok", a fault's name, or "cancelled"."""
+    """One sending of a request to an expert. Seconds; `result` is "ok", a fault's name, or "cancelled".
+
+    `url` says which replica it was where there are several.
+    """
 
     expert: str
     kind: str = "request"
+    url: str = ""
     started: float = field(default_factory=time.monotonic)
     result: str = ""
     status: int | None = None
@@ -44,6 +48,7 @@ class Attempt:
         return {
             "expert": self.expert,
             "kind": self.kind,
+            **({"url": self.url} if self.url else {}),
             "result": self.result,
             "status": self.status,
             "first_byte": None if self.first_byte is None else round(self.first_byte, 4),

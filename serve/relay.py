@@ -15,6 +15,7 @@ from .deadlines import Clock, Deadlines
 from .failure import Fault, UpstreamError
 from .ledger import Attempt
 from .prepare import upstream_body
+from .replicas import Hold
 from .requests import Api, Request
 from .settings import EdgeSettings
 from .snapshot import Target
@@ -53,16 +54,15 @@ class Relay:
         self._upstream = upstream
         self._chance = random.Random()  # noqa: S311 - spreads retries, no secret
 
-    async def ask(
-        self, request: Request, target: Target, answer: Answer, end: float, alive: Callable[[], None]
-    ) -> None:
-        """Send the request and relay the whole answer.
+    async def ask(self, request: Request, answer: Answer, end: float, hold: Hold) -> None:
+        """Send the request to the replica that is held and relay the whole answer.
 
-        `end` is the request's deadline in the loop's time; `alive` is called when the first of the answer comes.
+        `end` is the request's deadline in the loop's time.
 
         Raises:
             UpstreamError: the expert failed; `answer` says whether the client has had a part already.
         """
+        target = hold.target
         body = upstream_body(request, target)
         transcript = None
         if request.streams and continuable(request.api, body, target, request.needs.tokens):
@@ -71,14 +71,13 @@ class Relay:
         choices = request.body.get("n")
         used = answer.exchange.used = Usage()  # what an earlier attempt counted is not this answer's
         stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript, used)
-        attempt = answer.exchange.attempt(target.expert)
-        leg = _Leg(target, request.api, body, stream, answer, attempt, end, alive)
+        leg = _Leg(target, request.api, body, stream, answer, _entered(answer, target), end, hold.alive)
         try:
             await self._send(leg, request.streams)
         except UpstreamError as failure:
             if not answer.started or transcript is None or not transcript.usable or failure.fault is Fault.INVALID:
                 raise
-            await self._continue(leg, transcript, failure)
+            await self._continue(leg, transcript, failure, hold)
         if request.streams:
             await answer.finish(stream.closing())
 
@@ -86,39 +85,51 @@ class Relay:
         """Whether the expert answers at all, asked without work for it."""
         return await self._upstream.alive(target)
 
-    async def _continue(self, first: _Leg, transcript: Transcript, failure: UpstreamError) -> None:
+    async def _continue(self, first: _Leg, transcript: Transcript, failure: UpstreamError, hold: Hold) -> None:
         """Let another replica, or the restarted one, go on from the tokens that the client has."""
         first.stream.continued()
         window = None
         if transcript.limit is None:
             window = first.target.limits.context_window or await self._find_window(first)
+        broken = failure
         for _ in range(MAX_CONTINUATIONS):
-            if await self._resumed(first, transcript, window, failure):
+            again = await self._resumed(first, transcript, window, broken, hold)
+            if again is None:
                 return
+            broken = again
         raise failure
 
-    async def _resumed(self, first: _Leg, transcript: Transcript, window: int | None, failure: UpstreamError) -> bool:
-        """Whether the answer is complete now; False if it went on but broke off once more."""
+    async def _resumed(
+        self, first: _Leg, transcript: Transcript, window: int | None, failure: UpstreamError, hold: Hold
+    ) -> UpstreamError | None:
+        """None when the answer is complete; if it went on but broke off once more, why."""
+        last = failure
         async for until in self._tries(first):
+            target = await hold.move(last)
+            if target is None:
+                continue
             transcript.rewind()
-            attempt = first.answer.exchange.attempt(first.target.expert, "continuation")
-            asked = transcript.request(first.target.model, window)
-            leg = replace(first, api=Api.COMPLETIONS, body=asked, attempt=attempt, end=until, alive=_nothing)
+            attempt = _entered(first.answer, target, "continuation")
+            asked = transcript.request(target.model, window)
+            leg = replace(first, target=target, api=Api.COMPLETIONS, body=asked, attempt=attempt, end=until)
             try:
                 await self._send(leg, streams=True)
-                return True
+                return None
             except UpstreamError as again:
+                last = again
                 if again.fault in (Fault.INVALID, Fault.REFUSED, Fault.MISCONFIGURED):
                     raise failure from again
                 if attempt.first_byte is not None:
-                    return False
+                    return again
         raise failure
 
     async def _find_window(self, first: _Leg) -> int | None:
         """The context window, from whichever replica answers first."""
+        siblings = [first.target.at(url) for url in first.target.urls if url != first.target.url]
         async for _ in self._tries(first):
-            if window := await self._upstream.window(first.target):
-                return window
+            for target in (*siblings, first.target):
+                if window := await self._upstream.window(target):
+                    return window
         return None
 
     async def _tries(self, leg: _Leg) -> AsyncIterator[float]:
@@ -246,8 +257,8 @@ async def _bounded(leg: _Leg, end: float) -> AsyncIterator[Clock]:
         raise
 
 
-def _nothing() -> None:
-    """Nobody waits for a continuation's sign of life."""
+def _entered(answer: Answer, target: Target, kind: str = "request") -> Attempt:
+    return answer.exchange.attempt(target.expert, kind, target.url if len(target.urls) > 1 else "")
 
 
 def _broken(leg: _Leg) -> UpstreamError:

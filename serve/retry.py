@@ -40,13 +40,22 @@ class Budget:
         return True
 
 
+def sibling(failure: UpstreamError, sent: int, others: bool) -> bool:
+    """Whether another replica may be asked after so many sendings; one is left for the stand-in where there is one."""
+    return sent < _sendings(others) and failure.fault in _ELSEWHERE
+
+
 def same_again(failure: UpstreamError, retry_safe: bool, sent: int, others: bool) -> bool:
     """Whether the same expert, asked `sent` times, may be asked again; once only where there is another to ask."""
-    if sent >= MAX_ATTEMPTS - (1 if others else 0):
+    if sent >= _sendings(others):
         return False
     if failure.fault is Fault.BUSY:
         return True
     return sent < 2 and (failure.fault in _UNDONE or (retry_safe and failure.fault in _RETRY_SAFE))
+
+
+def _sendings(others: bool) -> int:
+    return MAX_ATTEMPTS - (1 if others else 0)
 
 
 def elsewhere(failure: UpstreamError) -> bool:
