@@ -88,6 +88,18 @@ def mixed(weights: Floats, logprobs: Floats) -> Floats:
     return chances
 
 
+def mixed_tokens(weights: Floats, logprobs: Floats) -> Floats:
+    """log p(token | prefix), (tokens,), from p(e | x) > 0, (experts,), and the experts' own, (experts, tokens), nats.
+
+    The next-token mixture with one p(e | x) for the whole text, as in c-BTM (Gururangan et al. 2023, arXiv 2303.14177).
+    A token that is nan for any expert is nan.
+    """
+    logs = np.asarray(logprobs, dtype=float) + np.log(weights)[:, None]
+    with np.errstate(invalid="ignore"):
+        mixture: Floats = np.logaddexp.reduce(logs, axis=0)
+    return mixture
+
+
 def _normalised(logs: Floats) -> Floats:
     """exp(logs) with the last axis made to sum to 1, without overflow."""
     shifted = np.exp(logs - logs.max(axis=-1, keepdims=True))

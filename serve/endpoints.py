@@ -10,6 +10,7 @@ from functools import partial
 import orjson
 
 from ..experts.registry import KeyRecord
+from . import ensemble
 from .admission import Admission, Bounds
 from .answer import Answer
 from .auth import permitted
@@ -27,7 +28,10 @@ from .told import config_hash, route_json, tell
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One admitted request: its body, the key it came with, and the registry as it was when it came."""
+    """One admitted request: its body, the key it came with, and the registry as it was when it came.
+
+    `experts` is how many the client wants mixed, or None.
+    """
 
     answer: Answer
     body: bytes
@@ -36,6 +40,7 @@ class Call:
     name: str
     allowance: Allowance
     timeout: float | None = None
+    experts: int | None = None
 
     @property
     def tenant(self) -> str:
@@ -67,10 +72,20 @@ class Endpoints:
         async def handle(call: Call) -> None:
             call.answer.api = api
             request = replace(check(api, parse_object(call.body)), tenant=call.tenant, timeout=call.timeout)
+            if call.experts is not None:
+                ensemble.check(request)
             self._spend(request, call)
             route = await self._choose(request, call)
-            place = partial(self._place, request)
-            await self._dispatcher.answer(request, route, call.snapshot, call.answer, place)
+
+            def ask(route: Route, answer: Answer) -> Awaitable[None]:
+                place = partial(self._place, request)
+                return self._dispatcher.answer(request, route, call.snapshot, answer, place)
+
+            if call.experts is None:
+                return await ask(route, call.answer)
+            needs = replace(request.needs, permitted=call.permitted)
+            weights = ensemble.members(route, call.snapshot.candidates, self._settings.policy, needs, call.experts)
+            return await ensemble.answer_mixed(request, route, weights, call.answer, ask)
 
         return handle
 
@@ -103,8 +118,9 @@ class Endpoints:
         await call.answer.whole(200, self._metrics.render(), CONTENT_TYPE)
 
     def _spend(self, request: Request, call: Call) -> None:
-        """Reserve the request's estimate of tokens from its key's."""
-        call.allowance.spend(request.cost, request.prompt_tokens)
+        """Reserve the request's estimate of tokens from its key's, for each expert that it may ask."""
+        experts = call.experts or 1
+        call.allowance.spend(experts * request.cost, experts * request.prompt_tokens)
         call.answer.headers += call.allowance.headers()
 
     def _place(self, request: Request, target: Target, left: float) -> AbstractAsyncContextManager[None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
+from . import ensemble
 from .answer import Answer, Exchange
 from .auth import authorise
 from .body import ClientGoneError, check_content, check_host, discard, read_body
@@ -174,6 +175,7 @@ class Edge:
             if way.method == "POST":
                 check_content(headers)
             timeout = asked(headers)
+            experts = ensemble.asked(headers)
             allowance = self._limits.enter(key if way.method == "POST" else None)
         except ApiError:
             await discard(receive, headers)
@@ -182,7 +184,7 @@ class Edge:
         try:
             body = await read_body(receive, headers, self._settings.max_body, self._settings.body_time)
             answer.exchange.bytes_in = len(body)
-            await self._handle(way, Call(answer, body, key, snapshot, name, allowance, timeout), receive)
+            await self._handle(way, Call(answer, body, key, snapshot, name, allowance, timeout, experts), receive)
         except ApiError:
             worked = answer.started
             raise

@@ -6,7 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from collegium.router.ensemble import cached_prior, expert_posterior, likelihood_posterior, mixed, top_k, with_prior
+from collegium.router.ensemble import (
+    cached_prior,
+    expert_posterior,
+    likelihood_posterior,
+    mixed,
+    mixed_tokens,
+    top_k,
+    with_prior,
+)
 
 LABELS = ("math", "science", "general")
 EXPERTS = ("base", "m", "s")
@@ -70,6 +78,17 @@ def test_choices_that_a_question_does_not_have() -> None:
     padded = np.concatenate([CHOICES, np.full((1, 3, 1), -math.inf)], axis=2)
     chances = mixed(np.array([[0.2, 0.5, 0.3]]), padded)[0]
     assert chances == pytest.approx([0.42, 0.23, 0.35, 0.0], abs=1e-9)
+
+
+def test_next_tokens_are_mixed_as_probabilities() -> None:
+    logprobs = np.log(np.array([[0.5, 0.1, 1e-300], [0.9, 0.2, 1e-308]]))
+    by_hand = [0.25 * 0.5 + 0.75 * 0.9, 0.25 * 0.1 + 0.75 * 0.2]
+    found = mixed_tokens(np.array([0.25, 0.75]), logprobs)
+    assert found[:2] == pytest.approx(np.log(by_hand), abs=1e-12)
+    assert found[2] == pytest.approx(math.log(0.25) - 300 * math.log(10), abs=1e-6)
+    far = mixed_tokens(np.array([0.5, 0.5]), np.array([[-9999.0, math.nan], [-9999.0, -1.0]]))
+    assert far[0] == pytest.approx(-9999, abs=1e-9) and math.isnan(far[1])
+    assert mixed_tokens(np.array([1.0]), logprobs[:1]) == pytest.approx(logprobs[0], abs=1e-12)
 
 
 def test_what_makes_no_ensemble() -> None:

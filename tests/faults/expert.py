@@ -260,8 +260,10 @@ class Expert:
 
 
 def _tag(body: dict[str, object]) -> str:
-    """The prompt's first word, also where a continuation sends it as token ids."""
+    """The prompt's first word, of several the first one's, also where a continuation sends it as token ids."""
     prompt = body.get("prompt")
+    if isinstance(prompt, list) and isinstance(prompt[0], str):
+        return str(prompt[0]).split(" ")[0]
     if isinstance(prompt, list):
         raw = bytes(one for one in prompt[: prompt.index(998)] if one < 256).decode(errors="replace")
         try:
