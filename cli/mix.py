@@ -23,8 +23,11 @@ from ..evals.tasks import TaskError
     help="So many questions, whose prompts with every choice have at most so many characters together.",
 )
 @click.option("--part", default="0-1", show_default=True, help="0-0.3 and 0.3-1 share no question.")
+@click.option("--without", multiple=True, metavar="FILE", help="A task file none of whose questions may be drawn.")
 @click.option("--seed", default=0, show_default=True)
-def command(out: Path, pairs: tuple[str, ...], draws: tuple[str, ...], part: str, seed: int) -> None:
+def command(
+    out: Path, pairs: tuple[str, ...], draws: tuple[str, ...], part: str, without: tuple[str, ...], seed: int
+) -> None:
     """Draw multiple-choice questions of several domains into one file.
 
     Of files whose rows name a split only "test" is taken, of files whose rows name domains only DOMAIN's.
@@ -42,7 +45,7 @@ def command(out: Path, pairs: tuple[str, ...], draws: tuple[str, ...], part: str
     if set(sources) != set(taken):
         raise click.ClickException(f"--from names {sorted(sources)}, --draw {sorted(taken)}; give both the same")
     try:
-        samples = mixture(sources, taken)
+        samples = mixture(sources, taken, without)
     except TaskError as error:
         raise click.ClickException(str(error)) from error
     write_task(samples, out)

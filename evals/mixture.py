@@ -27,16 +27,19 @@ class Draw:
     seed: int = 0
 
 
-def mixture(sources: Mapping[str, Sequence[Path | str]], draws: Mapping[str, Draw]) -> list[Sample]:
+def mixture(
+    sources: Mapping[str, Sequence[Path | str]], draws: Mapping[str, Draw], without: Sequence[Path | str] = ()
+) -> list[Sample]:
     """Questions of each domain from its files, drawn by the seed and shuffled together.
 
     Where a file's rows name domains of their own, only those of the same name count; a row that says which split it is
-    from must say "test".
+    from must say "test". A question whose text is in a file of `without` is never drawn.
 
     Raises:
         TaskError: a file cannot be read, or a domain has no question left.
     """
     mixed: list[Sample] = []
+    barred = {normalised(sample.prompt) for file in without for sample in load_samples(file, "choice")}
     for domain, files in sources.items():
         draw = draws[domain]
         found: dict[str, Sample] = {}
@@ -44,7 +47,8 @@ def mixture(sources: Mapping[str, Sequence[Path | str]], draws: Mapping[str, Dra
             for sample in load_samples(file, "choice", split="test"):
                 if sample.domain in (domain, "all", sample.subject) and _fits(sample, draw):
                     text = normalised(sample.prompt)
-                    found.setdefault(text, Sample(**{**asdict(sample), "domain": domain}))
+                    if text not in barred:
+                        found.setdefault(text, Sample(**{**asdict(sample), "domain": domain}))
         if not found:
             raise TaskError(f"no question of {domain} is left: {', '.join(map(str, files))}")
         kept = list(found.values())

@@ -63,6 +63,12 @@ def test_a_mixed_task_has_its_domains_and_its_parts_share_no_question(tmp_path: 
     assert sorted(drawn, key=int) == [str(n) for n in range(5, 200, 2)]
     assert all(sum(row["domain"] == "law" for row in part) == 20 for part in parts)
 
+    rest = tmp_path / "rest.jsonl"
+    options = ["mix", "--out", str(rest), "--draw", "math=200/60", f"--from=math={source}", "--without"]
+    assert CliRunner().invoke(command, [*options, str(tmp_path / "0-0.5.jsonl")]).exit_code == 0
+    left = {json.loads(line)["question"] for line in rest.read_text().splitlines()}
+    assert left == {row["question"] for row in parts[1] if row["domain"] == "math"}
+
 
 def _run(folder: Path, samples: list[Sample], *targets: str, score: str = "text") -> Path:
     """The mathematician is right in maths, where `auto` asks it; all others prefer the first choice, by the sum."""

@@ -145,6 +145,28 @@ def test_plain_text_trains_too(seed_model: str, tmp_path: Path) -> None:
     assert made.loss_after < made.loss_before
 
 
+def test_a_run_goes_on_from_a_siblings_adapter(seed_model: str, data: Path, tmp_path: Path) -> None:
+    sibling = specialize(recipe(seed_model), data, tmp_path / "sibling", quiet=True)
+    plan = recipe(seed_model, tokens_budget=1_500, lr=0.001)
+    made = specialize(plan, data, tmp_path / "made", start=sibling.folder, quiet=True)
+    assert made.loss_before == pytest.approx(sibling.loss_after, rel=1e-3)
+    assert made.loss_after < sibling.loss_before
+    began = json.loads((made.folder / "provenance.json").read_text())["start"]
+    assert began == {"adapter": "sibling", "sha256": adapter_hash(sibling.folder)}
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == seed_model
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "sibling"]
+
+
+def test_a_start_that_is_no_adapter_of_these_settings_is_refused(seed_model: str, data: Path, tmp_path: Path) -> None:
+    sibling = specialize(recipe(seed_model, tokens_budget=500), data, tmp_path / "sibling", quiet=True)
+    with pytest.raises(SpecializeError, match="has r 4, the recipe 2"):
+        specialize(recipe(seed_model, rank=2), data, tmp_path / "out", start=sibling.folder, quiet=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpecializeError, match="cannot be loaded"):
+        specialize(recipe(seed_model), data, tmp_path / "out", start=tmp_path / "empty", quiet=True)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .specialist_choices import MAKERS
 from .specialize import specialize
 from .specialize_data import SpecializeError
 from .specialize_model import Recipe
@@ -43,7 +45,9 @@ _ASKED = "Answer with the letter and the text of the right choice."
 class Shipped:
     """One specialist: its budget, and whether lettered questions are learned as choices to score.
 
-    `thin` keeps every n-th row of a source that would drown the others.
+    `thin` keeps every n-th row of a source that would drown the others. `start` is the sibling whose adapter it goes on
+    from. `made` questions with choices are made from its rows and `turns` of them are learned as chat turns, both drawn
+    by hash; with `turns` 0 all are.
     """
 
     domain: str
@@ -54,6 +58,9 @@ class Shipped:
     evaluations: int = 1
     lr: float = 2e-3
     thin: Mapping[str, int] = field(default_factory=dict)
+    start: str = ""
+    made: int = 0
+    turns: int = 0
 
     def recipe(self) -> Recipe:
         """Rank 8 on the last 15 of 30 layers: half the backward pass, and under 2 MB in bfloat16."""
@@ -65,9 +72,9 @@ class Shipped:
 
 SHIPPED = (
     Shipped("science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12}),
-    Shipped("math", 24_000, 384),
-    Shipped("coding", 20_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
-    Shipped("health", 20_000, 320),
+    Shipped("math", 60_000, 384, heldout_rows=24, lr=1e-3, start="science", made=420, turns=130),
+    Shipped("coding", 60_000, 320, heldout_rows=24, lr=1e-3, thin={"nl2bash": 4}, start="science", made=300, turns=300),
+    Shipped("health", 60_000, 320, heldout_rows=24, lr=1e-3, start="science", made=480, turns=120),
 )
 
 
@@ -87,7 +94,14 @@ def rows_of(data: Path, shipped: Shipped, split: str = "") -> list[dict[str, obj
     if split:
         return kept
     thinned = [row for index, row in enumerate(kept) if index % shipped.thin.get(str(row["source"]), 1) == 0]
-    return list(_with_choices(thinned)) if shipped.choices else thinned
+    if shipped.choices:
+        return list(_with_choices(thinned))
+    made = _drawn(MAKERS[shipped.domain](kept, 0), shipped.made) if shipped.made else []
+    return [*_drawn(thinned, shipped.turns or len(thinned)), *made]
+
+
+def _drawn(rows: Iterable[dict[str, object]], count: int) -> list[dict[str, object]]:
+    return sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest())[:count]
 
 
 def _with_choices(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
@@ -121,7 +135,9 @@ def make(shipped: Shipped, data: Path, out: Path, resume: bool = False) -> Path:
         train, heldout = Path(folder) / "train.jsonl", Path(folder) / "heldout.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped)))
         heldout.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data, shipped, "_heldout")))
-        made = specialize(shipped.recipe(), train, out / f"smollm2-{shipped.domain}", heldout=heldout, resume=resume)
+        start = out / f"smollm2-{shipped.start}" if shipped.start else None
+        folder_of = out / f"smollm2-{shipped.domain}"
+        made = specialize(shipped.recipe(), train, folder_of, heldout=heldout, start=start, resume=resume)
     (made.folder / "README.md").write_text(model_card(made.folder, shipped))
     return made.folder
 

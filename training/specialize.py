@@ -36,25 +36,27 @@ class Specialist:
 
 
 def specialize(
-    recipe: Recipe, data: Path, out: Path, *, heldout: Path | None = None, engine: str = "general",
-    resume: bool = False, merge: bool = False, quiet: bool = False,
+    recipe: Recipe, data: Path, out: Path, *, heldout: Path | None = None, start: Path | None = None,
+    engine: str = "general", resume: bool = False, merge: bool = False, quiet: bool = False,
 ) -> Specialist:  # fmt: skip
     """Train an adapter of `recipe.model` on the rows of `data` and write it to the new folder `out`.
 
     While it runs, checkpoints lie in `<out>.unfinished`; `resume` goes on from the last whole one. `heldout` is a file
-    of rows to measure on; without it some rows of `data` are held out. `merge` adds the full model, in `merged/`.
+    of rows to measure on; without it some rows of `data` are held out. `start` is an adapter of the same settings
+    to go on from, such as a sibling that has learned to choose. `merge` adds the full model, in `merged/`.
 
     Raises:
         SpecializeError: unusable data, model or settings, or a run that diverged; nothing is left in `out`.
     """
     folder = _free_folder(out)
     corpus = read_corpus(data)
-    plan = json.dumps({"recipe": asdict(recipe), "data": corpus.sha256}, sort_keys=True)
+    began = {"adapter": start.name, "sha256": weights_checksum(start)} if start else None
+    plan = json.dumps({"recipe": asdict(recipe), "data": corpus.sha256, "start": began}, sort_keys=True)
     work = _work_folder(out, plan, resume)
     tokenizer, model, base = load_base(recipe.model, recipe.revision)
     prepared = _prepare(recipe, corpus, heldout, Format(tokenizer))
     set_seed(recipe.seed)
-    adapted = adapt(model, recipe)
+    adapted = adapt(model, recipe, start)
     trainer = trainer_of(adapted, recipe, prepared, work, quiet)
     started = time.monotonic()
     try:
@@ -66,7 +68,7 @@ def specialize(
             "rows": len(corpus.rows), "bad_rows": len(corpus.bad), "duplicates": corpus.duplicates,
             "cut": prepared.encoded.cut, "dropped": prepared.encoded.dropped, "tokens": prepared.tokens,
         }  # fmt: skip
-        provenance = _provenance(recipe, corpus, base)
+        provenance = _provenance(recipe, corpus, base) | ({"start": began} if began else {})
         save_result(adapted, tokenizer, work, folder, recipe.domain, engine, metrics, provenance, merge)
     except DivergedError:
         shutil.rmtree(work)
@@ -92,7 +94,12 @@ def _prepare(recipe: Recipe, corpus: Corpus, heldout: Path | None, form: Format)
             f"{len(train.samples)} rows to train on and {len(measured.samples)} held out fit into "
             f"{recipe.max_length} tokens; both need at least one (5 rows or more, or a longer --max-length)"
         )
-    packs = pack(train.samples, recipe.pack_tokens, recipe.seed)
+    # Apart, so that a step on some long responses does not drown the questions in its pack.
+    packs = [
+        packed
+        for kind in (False, True)
+        for packed in pack([s for s in train.samples if (len(s.branches) > 1) is kind], recipe.pack_tokens, recipe.seed)
+    ]
     return TrainingData(corpus, packs, pack(measured.samples, recipe.pack_tokens), train)
 
 

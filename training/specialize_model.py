@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..experts.weights import WeightsError, locate
@@ -69,7 +70,12 @@ def load_base(model: str, revision: str | None = None) -> tuple[PreTrainedTokeni
     return tokenizer, loaded, Path(place)
 
 
-def adapt(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+def adapt(model: PreTrainedModel, recipe: Recipe, start: Path | None = None) -> PeftModel:
+    """A new adapter on `model`, or the one in `start` to be trained on.
+
+    Raises:
+        SpecializeError: the settings do not fit the model, or `start` is no adapter of these settings.
+    """
     depth = model.config.num_hidden_layers
     if recipe.layers > depth:
         raise SpecializeError(f"layers is {recipe.layers}, {recipe.model} has {depth}")
@@ -79,10 +85,29 @@ def adapt(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         base_model_name_or_path=recipe.model, revision=recipe.revision,
     )  # fmt: skip
     model.name_or_path = recipe.model  # what the adapter's config will name, not this machine's path
+    if start is not None:
+        return _go_on_from(start, model, config)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise SpecializeError(f"targets {', '.join(recipe.targets)} do not fit {recipe.model}: {error}") from error
+
+
+def _go_on_from(start: Path, model: PreTrainedModel, wanted: LoraConfig) -> PeftModel:
+    try:
+        adapted = PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SpecializeError(f"the adapter in {start} cannot be loaded: {error}") from error
+    found = adapted.peft_config["default"]
+    for name in ("r", "lora_alpha", "target_modules", "layers_to_transform", "base_model_name_or_path"):
+        ours, theirs = (_plain(getattr(config, name)) for config in (wanted, found))
+        if ours != theirs:
+            raise SpecializeError(f"the adapter in {start} has {name} {theirs}, the recipe {ours}")
+    return adapted
+
+
+def _plain(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, list | set) else value
 
 
 def weights_checksum(folder: Path) -> str:
