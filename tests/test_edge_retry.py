@@ -7,7 +7,7 @@ import random
 import pytest
 from collegium.serve.breaker import Breaker
 from collegium.serve.failure import Fault, UpstreamError
-from collegium.serve.retry import Budget, blame, elsewhere, executed, pause, same_again
+from collegium.serve.retry import Budget, blame, elsewhere, executed, pause, same_again, sibling
 
 CODES = {
     Fault.CONNECT: "upstream_connection_failed",
@@ -31,6 +31,15 @@ def test_only_what_was_not_done_or_may_be_done_twice_is_sent_again(fault: Fault)
     assert same_again(failure(fault), True, sent=1, others=False) == (fault in safe)
     assert not same_again(failure(fault), True, sent=3, others=False)
     assert not same_again(failure(fault), True, sent=2, others=True)
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_another_replica_is_asked_for_whatever_is_not_the_requests_fault(fault: Fault) -> None:
+    assert sibling(failure(fault), sent=1, others=True) == sibling(failure(fault), sent=2, others=False)
+    assert sibling(failure(fault), sent=1, others=True) == (fault is not Fault.REFUSED)
+    assert not sibling(failure(fault), sent=2, others=True)
+    assert not sibling(failure(fault), sent=3, others=False)
+    assert not sibling(failure(Fault.REFUSED, "context_length_exceeded"), sent=1, others=False)
 
 
 def test_a_late_expert_is_never_asked_again_but_another_may_be() -> None:

@@ -119,7 +119,8 @@ class Lab:
 
     def post(self, path: str, body: dict[str, object]) -> Reply:
         with self.http.stream("POST", f"{self.url}/v1/{path}", json=body) as response:
-            self.main.begun.add(response.headers["x-request-id"])
+            for expert in (self.main, self.spare):
+                expert.begun.add(response.headers["x-request-id"])
             response.read()
         return parsed(response)
 
