@@ -1,12 +1,14 @@
-"""What the edge costs: classifier time for one prompt, and what it adds to asking the same expert's URL directly.
+"""What the edge costs beside other ways to the same expert: classifier time, latency, CPU and memory in one run.
 
     python benchmarks/edge.py                  # a scripted expert on loopback
-    python benchmarks/edge.py --requests 500 --connections 1 16 --rate 300
+    python benchmarks/edge.py --requests 500 --connections 1 16 --rate 300 --plot edge.svg
+    python benchmarks/edge.py --ray --peers DIR  # Ray's ingresses too, and the gateways of peers.py from their venvs
 
 Starts `collegium serve` on a pool of one remote URL (no Ray), sends each request directly, through the edge by the
-expert's name (no classifier), once as `auto` (with it), in turns, and prints medians and ratios of the same run. CPU is
-the edge process's own (the expert's, where it is asked directly), which a busy machine changes least. `--rate` sends so
-many requests a second, however long the answers take.
+expert's name (no classifier), through it as `auto` (with it) and through each peer, in turns, and prints quantiles and
+ratios of the same run. CPU is that of the processes of the road (the expert's own, where it is asked directly; on Ray
+the replica, which answers itself, and the proxy), which a busy machine changes least. `--rate` sends so many requests
+a second, however long the answers take. A peer that is missing or does not start is left out with a sentence.
 """
 
 from __future__ import annotations
@@ -15,103 +17,56 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import aiohttp
+import numpy as np
 import psutil
-import uvicorn
 import yaml
+from collegium.experts.ray_cluster import RayError, free_ports
+from load import Load, Result, Road, closed, measure, open_loop, wait_for_answer
+from peers import PEERS, START, Peer, Running
+from plot import draw
+from ray_ingress import PROXIES, Ingress
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from scripted import MODEL
 
-ROOT = Path(__file__).parent.parent
-PROMPTS = ROOT / "training" / "prompts" / "own.jsonl"
-ANSWER = json.dumps(
-    {
-        "id": "chatcmpl-benchmark",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "scripted",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-    }
-).encode()
-CHUNK = {"id": "chatcmpl-benchmark", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
-CHOICES = [
-    {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
-    for delta in ({"role": "assistant", "content": ""}, {"content": "Yes"}, {"content": "."}, {})
-]
-EVENTS = (
-    "".join(f"data: {json.dumps({**CHUNK, 'choices': [one]})}\n\n" for one in CHOICES).encode() + b"data: [DONE]\n\n"
-)
-MODELS = json.dumps({"object": "list", "data": [{"id": "scripted", "object": "model"}]}).encode()
-
-
-Burst = Callable[[aiohttp.ClientSession, "Road", Sequence[str], int], Awaitable[list[float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Road:
-    """One way to the same answer."""
-
-    name: str
-    url: str
-    model: str
-    process: psutil.Process
-    stream: bool = False
-
-    @property
-    def used(self) -> float:
-        """CPU seconds of whoever answers."""
-        times = self.process.cpu_times()
-        return times.user + times.system
-
-
-async def scripted_expert(scope: dict[str, object], receive: object, send: object) -> None:
-    """The cheapest OpenAI-compatible expert there can be: one fixed answer."""
-    assert callable(receive) and callable(send)
-    if scope["type"] != "http":
-        return
-    asked, more = b"", True
-    while more:
-        message = await receive()
-        asked, more = asked + message.get("body", b""), message.get("more_body")
-    if b'"stream":true' in asked.replace(b" ", b""):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-        await send({"type": "http.response.body", "body": EVENTS})
-        return
-    body = MODELS if scope["method"] == "GET" else ANSWER
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+HERE = Path(__file__).parent
+PROMPTS = HERE.parent / "training" / "prompts" / "own.jsonl"
+CHAT = "/v1/chat/completions"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=400, help="per road and number of connections")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=400, help="per road and load")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rate", type=float, default=300.0, help="requests a second of the open loop")
-    parser.add_argument("--expert", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", type=Path, nargs="*", default=[], help="folders of virtual environments of peers")
+    parser.add_argument("--ray", nargs="*", choices=PROXIES, help="also through Ray's own ingress; both, if not named")
+    parser.add_argument("--plot", type=Path, help="draw the quantiles into this .svg or .png")
+    parser.add_argument("--json", type=Path, help="keep the results in this file")
     options = parser.parse_args()
-    if options.expert:
-        uvicorn.run(scripted_expert, port=options.port, log_level="error", access_log=False, lifespan="off")
-        return
-    console = Console(width=140)
+    proxies = () if options.ray is None else options.ray or tuple(PROXIES)
+    loads = [*map(closed, options.connections), open_loop(options.rate)]
     prompts = [json.loads(line)["text"] for line in PROMPTS.read_text().splitlines()][:200]
+    console = Console(width=170)
     _measure_classifier(console, prompts)
-    asyncio.run(_measure_edge(console, prompts, options.requests, options.connections, options.rate))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        roads = _start(console, stack, folder, [one.absolute() for one in options.peers], proxies)
+        results = _measure(console, roads, loads, prompts, options.requests)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    if options.plot:
+        draw(results, options.plot)
 
 
 def _measure_classifier(console: Console, prompts: Sequence[str]) -> None:
@@ -126,178 +81,120 @@ def _measure_classifier(console: Console, prompts: Sequence[str]) -> None:
         started = time.perf_counter()
         router.posterior(prompt)
         times.append(1000 * (time.perf_counter() - started))
-    console.print(f"classifier {router.version}, one prompt at a time, {len(times)} prompts: {_quantiles(times)}")
+    p50, p99 = np.quantile(times, (0.5, 0.99))
+    each = f"one prompt at a time, {len(times)} prompts"
+    console.print(f"classifier {router.version}, {each}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
 
 
-async def _measure_edge(
-    console: Console, prompts: Sequence[str], requests: int, connections: Sequence[int], rate: float
-) -> None:
-    expert_port, port, admin_port = _free_ports(3)
-    expert = subprocess.Popen([sys.executable, __file__, "--expert", "--port", str(expert_port)])
-    with tempfile.TemporaryDirectory() as folder:
-        pool = Path(folder) / "pool.yaml"
-        pool.write_text(yaml.safe_dump([_card(expert_port)]))
-        _wait_for(expert_port)
-        serve = _start_serve(Path(folder), pool, port, admin_port)
-        try:
-            await _wait_ready(port)
-            roads = list(_roads(expert_port, port, expert.pid, serve.pid))
-            for count in connections:
-                await _compare(console, f"{count} connection(s)", roads, prompts, requests, partial(_closed, count))
-            title = f"open loop, {rate:g} requests/s"
-            await _compare(console, title, roads, prompts, requests, partial(_open, rate))
-            memory = roads[-1].process.memory_info().rss / 2**20
-            console.print(f"memory of the edge process: {memory:.0f} MiB")
-        finally:
-            serve.send_signal(signal.SIGTERM)
-            serve.wait(60)
-            expert.terminate()
-            expert.wait(10)
+def _start(
+    console: Console, stack: ExitStack, folder: Path, venvs: Sequence[Path], proxies: Sequence[str]
+) -> list[Road]:
+    """Every road that works here: direct first, then ours, then the peers."""
+    ports = free_ports(("expert", "edge", "admin", *(f"{peer.name}{part}" for peer in PEERS for part in ("", "+"))))
+    direct = f"http://127.0.0.1:{ports['expert']}"
+    expert = stack.enter_context(_ended([sys.executable, str(HERE / "scripted.py"), "--port", str(ports["expert"])]))
+    roads = [Road("direct", "direct", direct + CHAT, MODEL, (expert,))]
+    if not asyncio.run(wait_for_answer(roads[0], 30)):
+        raise TimeoutError("the scripted expert did not start")
+    roads += _edge_roads(stack, folder, ports["expert"], ports["edge"], ports["admin"])
+    for peer in PEERS:
+        roads += _peer_road(console, stack, peer, venvs, folder, direct, ports[peer.name], ports[f"{peer.name}+"])
+    for proxy in proxies:
+        roads += _ray_road(console, stack, folder, proxy)
+    return roads
 
 
-def _card(port: int) -> dict[str, object]:
-    backend = {"kind": "remote", "url": f"http://127.0.0.1:{port}/v1", "model": "scripted"}
-    return {"name": "scripted", "generalist": True, "backend": backend}
-
-
-def _start_serve(folder: Path, pool: Path, port: int, admin_port: int) -> subprocess.Popen[bytes]:
+def _edge_roads(stack: ExitStack, folder: Path, expert: int, port: int, admin: int) -> list[Road]:
+    backend = {"kind": "remote", "url": f"http://127.0.0.1:{expert}/v1", "model": MODEL}
+    pool = folder / "pool.yaml"
+    pool.write_text(yaml.safe_dump([{"name": MODEL, "generalist": True, "backend": backend}]))
     command = [sys.executable, "-m", "collegium.cli.main", "serve", str(pool), "--state", str(folder / "state")]
-    command += ["--port", str(port), "--admin-port", str(admin_port)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env={**os.environ, "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"}
-    )
+    serve = stack.enter_context(_ended([*command, "--port", str(port), "--admin-port", str(admin)]))
+    url = f"http://127.0.0.1:{port}{CHAT}"
+    if not asyncio.run(wait_for_answer(Road("", "edge", url, MODEL, ()), 120)):
+        raise TimeoutError("the edge did not answer within two minutes")
+    workers = tuple(one for one in serve.children() if "collegium.serve.edge" in one.cmdline())
+    return [
+        Road("collegium, by name", "edge", url, MODEL, workers),
+        Road("collegium, auto", "edge", url, "auto", workers),
+    ]
 
 
-def _roads(expert_port: int, port: int, expert: int, serve: int) -> Iterator[Road]:
-    """Direct first, then through the edge without and with the classifier; whole answers, then streams."""
-    direct, edge = (f"http://127.0.0.1:{number}/v1/chat/completions" for number in (expert_port, port))
-    asked = psutil.Process(expert)
-    (worker,) = (one for one in psutil.Process(serve).children() if "collegium.serve.edge" in one.cmdline())
-    for stream, kind in ((False, ""), (True, ", first event")):
-        yield Road(f"direct{kind}", direct, "scripted", asked, stream)
-        yield Road(f"edge, expert named{kind}", edge, "scripted", worker, stream)
-        yield Road(f"edge, auto{kind}", edge, "auto", worker, stream)
+def _peer_road(
+    console: Console,
+    stack: ExitStack,
+    peer: Peer,
+    venvs: Sequence[Path],
+    folder: Path,
+    expert: str,
+    port: int,
+    spare: int,
+) -> Iterator[Road]:
+    command = peer.find(venvs)
+    if command is None:
+        console.print(f"{peer.name} left out: no such command under --peers or on PATH")
+        return
+    running = Running(peer, command, folder, expert, port, spare)
+    stack.callback(running.stop)
+    road = Road(peer.name, "peer", f"http://127.0.0.1:{port}{CHAT}", MODEL, ())
+    if asyncio.run(wait_for_answer(road, START)):
+        yield replace(road, processes=running.processes())
+    else:
+        console.print(f"{peer.name} left out: no answer within {START:g} s; {running.last_words()}")
 
 
-async def _compare(
-    console: Console, title: str, roads: Sequence[Road], prompts: Sequence[str], requests: int, burst: Burst
-) -> None:
-    """Rounds of the roads in turn, so that a slow moment of the machine hits all of them."""
-    latencies: dict[str, list[float]] = {road.name: [] for road in roads}
-    seconds, used = {road.name: 0.0 for road in roads}, {road.name: 0.0 for road in roads}
-    rounds = 8
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        for turn in range(rounds + 1):
-            for road in roads:
-                started, before = time.perf_counter(), road.used
-                times = await burst(session, road, prompts, requests // rounds)
-                if turn:  # the first round warms up
-                    seconds[road.name] += time.perf_counter() - started
-                    used[road.name] += road.used - before
-                    latencies[road.name] += times
-    columns = (
-        "road",
-        "p50 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "added p50 ms",
-        "p50 of direct",
-        "requests/s",
-        "CPU ms a request",
-    )
-    table = Table(*columns, title=title)
-    quantiles = {name: statistics.quantiles(times, n=1000) for name, times in latencies.items()}
-    for road in roads:
-        p50, p99, p999 = (quantiles[road.name][place] for place in (499, 989, 998))
-        direct = quantiles[roads[3 * road.stream].name][499]
-        rate = len(latencies[road.name]) / seconds[road.name]
-        cost = 1000 * used[road.name] / len(latencies[road.name])
-        shown = (f"{value:.2f}" for value in (p50, p99, p999, p50 - direct, p50 / direct))
-        table.add_row(road.name, *shown, f"{rate:.0f}", f"{cost:.2f}")
-    console.print(table)
+def _ray_road(console: Console, stack: ExitStack, folder: Path, proxy: str) -> Iterator[Road]:
+    ingress = Ingress(folder, proxy)
+    stack.callback(ingress.stop)
+    try:
+        road = Road(f"Ray Serve, {proxy}", "peer", ingress.start() + CHAT, MODEL, ())
+    except RayError as error:
+        console.print(f"Ray Serve, {proxy} left out: {error}")
+        return
+    if asyncio.run(wait_for_answer(road, 30)):
+        yield replace(road, processes=ingress.processes())
+    else:
+        console.print(f"Ray Serve, {proxy} left out: it does not answer")
 
 
-async def _closed(
-    connections: int, session: aiohttp.ClientSession, road: Road, prompts: Sequence[str], requests: int
-) -> list[float]:
-    """Each connection asks again as soon as it has its answer."""
-    times: list[float] = []
-    left = iter(range(requests))
-
-    async def client() -> None:
-        times.extend([await _ask(session, road, prompts[number % len(prompts)]) for number in left])
-
-    await asyncio.gather(*(client() for _ in range(connections)))
-    return times
+@contextmanager
+def _ended(command: Sequence[str]) -> Iterator[psutil.Process]:
+    """A process of ours that is asked to end when the benchmark does."""
+    environment = {**os.environ, "COLLEGIUM_ALLOW_NETWORKS": "127.0.0.1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
-async def _open(
-    rate: float, session: aiohttp.ClientSession, road: Road, prompts: Sequence[str], requests: int
-) -> list[float]:
-    """Requests at random times; one that the client itself is late with counts from when it was due."""
-    chance, due, running = random.Random(requests), time.perf_counter(), []
-
-    async def one(prompt: str, due: float) -> float:
-        waited = 1000 * (time.perf_counter() - due)
-        return waited + await _ask(session, road, prompt)
-
-    for number in range(requests):
-        due += chance.expovariate(rate)
-        await asyncio.sleep(max(due - time.perf_counter(), 0))
-        running.append(asyncio.create_task(one(prompts[number % len(prompts)], due)))
-    return await asyncio.gather(*running)
+def _measure(
+    console: Console, roads: Sequence[Road], loads: Sequence[Load], prompts: Sequence[str], requests: int
+) -> list[Result]:
+    both = [replace(road, stream=stream) for stream in (False, True) for road in roads]
+    results: list[Result] = []
+    for load in loads:
+        measured = asyncio.run(measure(load, both, prompts, requests))
+        console.print(_table(load.title, measured))
+        results += measured
+    answering = {road.processes: road for road in reversed(roads)}  # by name and auto are the same process
+    memory = [f"{road.name} {road.mebibytes:.0f} MiB" for road in reversed(answering.values())]
+    console.print(f"memory: {'; '.join(memory)}")
+    return results
 
 
-async def _ask(session: aiohttp.ClientSession, road: Road, prompt: str) -> float:
-    """Milliseconds to the whole answer, or to the first event of a stream."""
-    messages = [{"role": "user", "content": prompt}]
-    body = {"model": road.model, "messages": messages, "max_tokens": 2, "stream": road.stream}
-    started = time.perf_counter()
-    async with session.post(road.url, json=body) as response:
-        if road.stream:
-            await response.content.readany()
-        else:
-            await response.read()
-        took = 1000 * (time.perf_counter() - started)
-        assert response.status == 200, await response.text()
-        await response.read()
-    return took
-
-
-async def _wait_ready(port: int) -> None:
-    async with aiohttp.ClientSession() as session:
-        for _ in range(600):
-            try:
-                async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.2)
-    raise TimeoutError("the edge was not ready within two minutes")
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError("the scripted expert did not start")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _quantiles(times: Sequence[float]) -> str:
-    return f"p50 {statistics.median(times):.2f} ms, p99 {statistics.quantiles(times, n=100)[98]:.2f} ms"
+def _table(title: str, results: Sequence[Result]) -> Table:
+    times = ("p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "added p50 ms", "p50 of direct")
+    rest = ("requests/s", "CPU ms a request", "requests/s a core", "failed")
+    table = Table(Column("road", no_wrap=True), *times, *rest, title=title)
+    direct = {result.stream: result.p50 for result in results if result.kind == "direct"}
+    for one in results:
+        base = direct[one.stream]
+        shown = (f"{value:.2f}" for value in (one.p50, one.p90, one.p99, one.p999, one.p50 - base, one.p50 / base))
+        costs = (f"{one.rate:.0f}", f"{one.cpu:.2f}", f"{1000 / one.cpu:.0f}" if one.cpu else "")
+        table.add_row(one.road + (", first event" if one.stream else ""), *shown, *costs, str(one.failed or ""))
+    return table
 
 
 if __name__ == "__main__":
