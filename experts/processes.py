@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -37,6 +38,18 @@ def marked(mark: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or belongs to another user
     return found
+
+
+def started(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since the machine did; None where none of that id runs.
+
+    Together with the process id that names one process: ids are given out again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def end(find: Callable[[], list[psutil.Process]], patience: float = 10.0) -> list[int]:

@@ -1,7 +1,8 @@
 """What keys have used, shared by a machine's edge processes: token buckets and running requests in one mapped file.
 
-One fixed slot a key, so that a worker that dies leaves nothing to clean but its own column of running requests, which
-its successor clears. Times are of the monotonic clock, which all processes of a machine share.
+One fixed slot a key, so that a worker that dies leaves nothing to clean but its own column of running requests. That
+counts no more as soon as its process is gone, and its successor clears it. Times are of the monotonic clock, which all
+processes of a machine share.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..experts.processes import started
+
 FILE = "limits"  # in the state folder
 WORKERS = 64
 _SLOTS = 4096
 _NAME = struct.Struct("<16s")
 _BUCKET = struct.Struct("<dd")  # what is used up, and when that was so
 _RUNNING = struct.Struct("<H")
+_OWNER = struct.Struct("<QQ")  # the process whose column it is, and when that began
 _SLOT = _NAME.size + 2 * _BUCKET.size + WORKERS * _RUNNING.size
+_OWNERS = _SLOT * _SLOTS
+_SIZE = _OWNERS + WORKERS * _OWNER.size
 _ATTEMPTS = 20
+_LOOK = 0.25  # seconds for which a process that lived is taken to live
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +57,17 @@ class Counters:
         self._column = worker
         self._clock = clock
         self._offsets: dict[str, int] = {}
+        self._owners: dict[int, tuple[tuple[int, int], bool, float]] = {}
         self._lock: int | None = None
-        size = _SLOT * _SLOTS
         if file is None:
-            self._map = mmap.mmap(-1, size)
+            self._map = mmap.mmap(-1, _SIZE)
             return
         self._lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(self._lock, size)
-        self._map = mmap.mmap(self._lock, size)
+        os.ftruncate(self._lock, _SIZE)
+        self._map = mmap.mmap(self._lock, _SIZE)
         for slot in range(_SLOTS):
             _RUNNING.pack_into(self._map, self._running_at(slot * _SLOT, worker), 0)
+        _OWNER.pack_into(self._map, _OWNERS + worker * _OWNER.size, os.getpid(), started(os.getpid()) or 0)
 
     def close(self) -> None:
         self._map.close()
@@ -95,7 +103,7 @@ class Counters:
         """Count one more running request, unless `limit` run already."""
         with self._slot(key) as offset:
             own = self._running_at(offset, self._column)
-            if self._running(offset) >= limit:
+            if sum(self._columns(offset)) >= limit and self._running(offset) >= limit:
                 return False
             _RUNNING.pack_into(self._map, own, _RUNNING.unpack_from(self._map, own)[0] + 1)
             return True
@@ -114,9 +122,24 @@ class Counters:
         used, then = _BUCKET.unpack_from(self._map, at)
         return max(used - (now - then) * per_minute / 60, 0.0) if then <= now else 0.0, now
 
-    def _running(self, offset: int) -> int:
+    def _columns(self, offset: int) -> Iterator[int]:
         start = self._running_at(offset, 0)
-        return sum(count for (count,) in _RUNNING.iter_unpack(self._map[start : start + WORKERS * _RUNNING.size]))
+        return (count for (count,) in _RUNNING.iter_unpack(self._map[start : start + WORKERS * _RUNNING.size]))
+
+    def _running(self, offset: int) -> int:
+        return sum(count for column, count in enumerate(self._columns(offset)) if count and self._lives(column))
+
+    def _lives(self, column: int) -> bool:
+        """Whether the column's process is there; looked at now and then, since a busy key asks often."""
+        if column == self._column:
+            return True
+        process, began = _OWNER.unpack_from(self._map, _OWNERS + column * _OWNER.size)
+        now = time.monotonic()
+        owner, lived, seen = self._owners.get(column, ((0, 0), False, 0.0))
+        if owner != (process, began) or (lived and now - seen > _LOOK):
+            lived = started(process) == began
+            self._owners[column] = ((process, began), lived, now)
+        return lived
 
     @staticmethod
     def _running_at(offset: int, worker: int) -> int:

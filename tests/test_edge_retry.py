@@ -122,6 +122,24 @@ def test_one_request_at_a_time_tries_a_half_open_breaker() -> None:
     assert breaker.closed
 
 
+def test_a_look_says_when_to_try_again_and_that_there_is_no_need_to() -> None:
+    now = Now()
+    breaker = opened(now)
+    breaker.looked(True)  # it lists its models, as it did when it failed: nothing new
+    assert not breaker.ready and breaker.wait == 5.0
+    breaker.looked(False)
+    assert not breaker.alive and not breaker.ready
+    now.time += 5
+    assert breaker.ready  # where nobody else can be asked
+    now.time -= 4
+    breaker.looked(True)
+    assert breaker.alive and breaker.ready and breaker.wait == 0
+    probe = breaker.admit()
+    assert probe is not None and not breaker.ready
+    probe.failed()
+    assert not breaker.ready and breaker.wait == 5.0
+
+
 def test_a_probe_that_begins_to_answer_closes_the_breaker_and_still_counts_its_end() -> None:
     now = Now()
     breaker = opened(now)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import httpx2
@@ -160,26 +164,53 @@ def test_without_a_key_or_a_limit_nothing_is_counted() -> None:
         assert allowance.headers() == []
 
 
-def _begin(file: Path, worker: int) -> None:
+def _begin(file: Path, worker: int, begun: Barrier) -> None:
     counters = Counters(file, worker)
     assert counters.begin("team", 100)
     assert counters.take("team", 0, 40, 100).wait == 0
+    begun.wait(60)
+    time.sleep(600)
 
 
-def test_processes_share_what_is_used_and_a_successor_clears_what_the_dead_one_held(tmp_path: Path) -> None:
+@contextmanager
+def _workers(file: Path) -> Iterator[list[SpawnProcess]]:
+    """Workers 1 and 2, each with one running request."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Barrier(3)
+    workers = [context.Process(target=_begin, args=(file, worker, begun)) for worker in (1, 2)]
+    for worker in workers:
+        worker.start()
+    begun.wait(60)
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join(60)
+
+
+def test_processes_share_what_is_used_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     file = tmp_path / "limits"
     counters = Counters(file, 0, Clock())
     assert file.stat().st_mode & 0o777 == 0o600
-    workers = [multiprocessing.get_context("spawn").Process(target=_begin, args=(file, worker)) for worker in (1, 2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    assert counters.running("team") == 2
-    assert Counters(file, 0).take("team", 0, 40, 100).wait > 0
-    Counters(file, 1).close()
-    assert counters.running("team") == 1
+    with _workers(file) as workers:
+        assert counters.running("team") == 2 and not counters.begin("team", 2)
+        assert Counters(file, 0).take("team", 0, 40, 100).wait > 0
+        workers[0].kill()  # nobody waits for it yet: it is a zombie for a while
+        while not counters.begin("team", 2):
+            time.sleep(0.01)
+        assert counters.running("team") == 2 and not counters.begin("team", 2)
+        counters.end("team")
+        assert counters.running("team") == 1
+
+
+def test_a_successor_clears_its_predecessors_column(tmp_path: Path) -> None:
+    file = tmp_path / "limits"
+    with _workers(file):
+        pass
+    successor = Counters(file, 1)
+    assert successor.running("team") == 0
+    assert successor.begin("team", 1) and Counters(file, 3).running("team") == 1
     with pytest.raises(ValueError, match="worker is 64"):
         Counters(file, 64)
 
