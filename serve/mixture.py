@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..router.ensemble import Floats, mixed_tokens
@@ -37,25 +40,28 @@ class _Choice(_Strict):
     logprobs: _Logprobs
 
 
-class Scores(_Strict):
+@dataclass(frozen=True, slots=True)
+class Scores:
     """A completion with echo, as far as it can be mixed; the choices stand in the order of their prompts."""
 
-    id: str | None = None
-    created: int | None = None
+    id: object
+    created: object
     choices: list[_Choice]
 
 
 def read_scores(raw: bytes, expert: str, count: int) -> Scores:
-    """One expert's answer to `count` texts.
+    """One expert's answer to `count` texts, as the relay passed it on: an object with choices.
 
     Raises:
         UpstreamError: it does not hold each text's tokens with their log-probabilities.
     """
+    data = orjson.loads(raw)
     try:
-        scores = Scores.model_validate_json(raw)
+        # One by one: other threads wait while one is read.
+        choices = [_Choice.model_validate(choice) for choice in data["choices"]]
     except ValidationError as error:
         raise _invalid(f"{expert} gives no log-probabilities of the texts.") from error
-    scores.choices.sort(key=lambda choice: choice.index)
+    scores = Scores(data.get("id"), data.get("created"), sorted(choices, key=lambda choice: choice.index))
     if [choice.index for choice in scores.choices] != list(range(count)):
         raise _invalid(f"{expert} did not answer every text once.")
     if not all(choice.logprobs.tokens and choice.logprobs.whole for choice in scores.choices):
@@ -87,7 +93,7 @@ def _mixed(texts: Mapping[str, _Choice], weights: Floats, generated: bool) -> di
     _compare(texts, generated)
     values = np.array([one.token_logprobs for one in found], dtype=float)  # None becomes nan
     unlike = [one.tokens[-1] for one in found].count(found[0].tokens[-1]) < len(found)
-    own = [None if np.isnan(value) else float(value) for value in mixed_tokens(weights, values)]
+    own = [None if math.isnan(value) else value for value in mixed_tokens(weights, values).tolist()]
     if unlike:
         own[-1] = None
     tops = _tops([one.top_logprobs for one in found], weights)
@@ -130,8 +136,7 @@ def _tops(given: Sequence[Tops | None], weights: Floats) -> Tops | None:
     places: list[list[str] | None] = []
     for tops in zip(*lists, strict=True):
         known = [top for top in tops if top is not None]
-        same = [token for token in known[0] if all(token in top for top in known[1:])] if known else []
-        places.append(same if len(known) == len(tops) else None)
+        places.append(list(set(known[0]).intersection(*known[1:])) if len(known) == len(tops) else None)
     listed = [
         [(top or {})[token] for top, same in zip(one, places, strict=True) for token in same or ()] for one in lists
     ]
