@@ -64,6 +64,7 @@ def _panel(axes: Axes, results: Sequence[Result], roads: Sequence[str]) -> None:
     axes.set_ylim(-0.6, len(roads) - 0.4)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(colors=INK, length=0, axis="y")
     axes.tick_params(colors=INK, axis="x")
