@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from .routing import AUTO, Route, choose, shown
 from .settings import EdgeSettings
 from .snapshot import Snapshot, Target
 from .told import config_hash, route_json, tell
+
+_LARGE = 256 * 1024  # bytes; a thread's hand-over costs as much as reading a small body
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class Endpoints:
 
         async def handle(call: Call) -> None:
             call.answer.api = api
-            request = replace(check(api, parse_object(call.body)), tenant=call.tenant, timeout=call.timeout)
+            checked = await _checked(api, call.body)
+            request = replace(checked, tenant=call.tenant, timeout=call.timeout)
             if call.experts is not None:
                 ensemble.check(request)
             self._spend(request, call)
@@ -139,6 +143,13 @@ class Endpoints:
         call.answer.vsr = config_hash(call.snapshot) if self._settings.vsr_headers else ""
         tell(call.answer, route)
         return route
+
+
+async def _checked(api: Api, raw: bytes) -> Request:
+    """The request of a body; a large one is read in a thread, so that the others are not held up meanwhile."""
+    if len(raw) > _LARGE:
+        return await asyncio.to_thread(lambda: check(api, parse_object(raw)))
+    return check(api, parse_object(raw))
 
 
 def _model(name: str, snapshot: Snapshot) -> dict[str, object]:

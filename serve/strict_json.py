@@ -9,10 +9,12 @@ import orjson
 from .errors import ApiError
 
 MAX_DEPTH = 64
-MAX_ITEMS = 500_000
+MAX_ITEMS = 200_000
 
-# Strings with what they hold, so that what is left is structure. Possessive, hence linear in any input.
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# Strings with what they hold, so that what is left is structure. Possessive, and no end of the input fails: a string
+# that is never closed would else be tried from each of its escaped quotes, in time that grows with the square.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NESTED = (dict, list)
 _INVALID_UNICODE = ("surrogate", "UTF-8", "utf-8")
 
 
@@ -22,16 +24,25 @@ def loads(raw: bytes) -> object:
     Raises:
         ApiError: invalid_json, invalid_unicode or invalid_value.
     """
-    structure = _STRINGS.sub(b"", raw)
-    if structure.count(b",") > MAX_ITEMS:
+    if _items(raw) > MAX_ITEMS and _items(_structure(raw)) > MAX_ITEMS:
         raise ApiError("invalid_value", f"The body holds more than {MAX_ITEMS} items.", "body")
     try:
         value: object = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise _refusal(error) from error
-    if _keys(value) != structure.count(b":"):
+    if _keys(value) != _structure(raw).count(b":"):
         raise ApiError("invalid_json", "The body holds the same key twice in one object.", "body")
     return value
+
+
+def _structure(raw: bytes) -> bytes:
+    """The document without its strings, as far as they can be ones of a document that is not too large."""
+    return _STRINGS.sub(b"", raw, count=MAX_ITEMS + 1)
+
+
+def _items(structure: bytes) -> int:
+    """Keys and values: each but the document itself comes after one of these, an empty container is two."""
+    return sum(structure.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
 def _refusal(error: orjson.JSONDecodeError) -> ApiError:
@@ -65,9 +76,9 @@ def _keys(value: object) -> int:
         for item in level:
             if isinstance(item, dict):
                 total += len(item)
-                below.extend(v for v in item.values() if isinstance(v, dict | list))
+                below += [inner for inner in item.values() if type(inner) in _NESTED]
             elif isinstance(item, list):
-                below.extend(v for v in item if isinstance(v, dict | list))
+                below += [inner for inner in item if type(inner) in _NESTED]
         if not below:
             return total
         level = below
