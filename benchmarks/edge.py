@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the quantiles into this .svg or .png")
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or what was started would go on alone
     proxies = () if options.ray is None else options.ray or tuple(PROXIES)
     loads = [*map(closed, options.connections), open_loop(options.rate)]
     prompts = [json.loads(line)["text"] for line in PROMPTS.read_text().splitlines()][:200]

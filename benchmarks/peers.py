@@ -1,10 +1,11 @@
 """Other gateways in front of the same expert, each from an environment of its own.
 
-They are no dependencies of the project. `--peers DIR` names folders of virtual environments in which they are looked
-for, before PATH:
+They are no dependencies of the project. `--peers DIR...` names folders of virtual environments in which they are looked
+for, before PATH. Tried with these versions:
 
-    uv venv peers/vllm-router && uv pip install --python peers/vllm-router/bin/python vllm-router
-    uv venv peers/litellm && uv pip install --python peers/litellm/bin/python 'litellm[proxy]'
+    python -m venv peers/vllm-router && peers/vllm-router/bin/pip install vllm-router==0.1.17
+    python -m venv peers/litellm && peers/litellm/bin/pip install 'litellm[proxy]==1.100.0'
+    python benchmarks/edge.py --peers peers/vllm-router peers/litellm
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Peer:
 
     def find(self, folders: Sequence[Path]) -> str | None:
         """The path of its command; None where it is not installed."""
-        places = [folder / part for folder in folders for part in ("bin", f"{self.name}/bin")]
-        return shutil.which(self.name, path=os.pathsep.join([*map(str, places), os.environ.get("PATH", "")]))
+        places = [str(folder / "bin") for folder in folders]
+        return shutil.which(self.name, path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
 
 
 PEERS = (
