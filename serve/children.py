@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,13 +27,16 @@ class Child:
         environment: Mapping[str, str],
         report: Callable[[str], None],
         inherited: Sequence[int] = (),
+        look: float = 30.0,
     ) -> None:
+        """Every `look` seconds its log is looked at."""
         self.name = name
         self._command = list(command)
         self._log = log
         self._environment = dict(environment)
         self._report = report
         self._inherited = tuple(inherited)
+        self._look = look
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -63,7 +68,19 @@ class Child:
                 pass_fds=self._inherited,
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends its children in order
             )
-        return await self._process.wait()
+            return await self._watched(self._process)
+
+    async def _watched(self, process: asyncio.subprocess.Process) -> int:
+        """Its exit code; its log is kept small meanwhile."""
+        ended = asyncio.create_task(process.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=self._look)
+                if not ended.done():
+                    await asyncio.to_thread(_shorten, self._log)
+        finally:
+            ended.cancel()
+        return ended.result()
 
     async def stop(self, patience: float) -> None:
         """SIGTERM, and SIGKILL after `patience` seconds."""
@@ -84,4 +101,15 @@ class Child:
 
 def _rotate(log: Path) -> None:
     if log.exists() and log.stat().st_size > LOG_LIMIT:
-        log.replace(log.with_name(f"{log.name}.1"))
+        log.replace(_older(log))
+
+
+def _shorten(log: Path) -> None:
+    """As _rotate, while a process holds the file open for appending; lines written during the copy may be lost."""
+    if log.exists() and log.stat().st_size > LOG_LIMIT:
+        shutil.copyfile(log, _older(log))
+        os.truncate(log, 0)
+
+
+def _older(log: Path) -> Path:
+    return log.with_name(f"{log.name}.1")

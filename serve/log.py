@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import sys
 import time
 
 import orjson
 
 from .answer import Exchange
 
+logger = logging.getLogger("collegium.edge")
 access = logging.getLogger("collegium.access")
 
 
@@ -39,9 +43,51 @@ def _where(error: BaseException | None) -> list[str]:
     return frames[-8:]
 
 
+class Lines(logging.Handler):
+    """Writes lines to a descriptor that may be a full pipe or a full disk: what it does not take at once is dropped.
+
+    A write that waits for whoever reads the pipe would stop the event loop, and with it every answer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._cut = False
+        self.dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.dropped and self._wrote(self._told()):
+            self.dropped = 0
+        if not self._wrote(self.format(record)):
+            self.dropped += 1
+
+    def _told(self) -> str:
+        words = f"{self.dropped} lines of this log were dropped: nobody took them"
+        return self.format(logging.LogRecord(logger.name, logging.WARNING, __file__, 0, words, None, None))
+
+    def _wrote(self, line: str) -> bool:
+        """In portions, for each of which a pipe that is said to be ready has room."""
+        data = (b"\n" if self._cut else b"") + line.encode(errors="replace") + b"\n"
+        for start in range(0, len(data), select.PIPE_BUF):
+            try:
+                ready = any(events & select.POLLOUT for _, events in self._poll.poll(0))
+                if not ready:
+                    break
+                os.write(self._descriptor, data[start : start + select.PIPE_BUF])
+            except OSError:
+                break
+        else:
+            self._cut = False
+            return True
+        self._cut = self._cut or start > 0
+        return False
+
+
 def configure(level: int = logging.INFO) -> None:
     """JSON lines on standard error for the whole process; libraries only from warnings on."""
-    handler = logging.StreamHandler()
+    handler = Lines(sys.stderr.fileno())
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
