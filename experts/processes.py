@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,11 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def raise_file_limit() -> None:
-    """As many open files as the system lets us have: each connection is one."""
+def raise_file_limit() -> int:
+    """As many open files as the system lets us have: each connection is one. Returns how many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options().parse_args(arguments)
     die_with_parent()
     forbid_core_dumps()
-    raise_file_limit()
+    files = raise_file_limit()
     configure()
     try:
         state = StateFolder(Path(options.state))
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             between_events=options.between_events,
             total=options.total,
             classifier_budget=options.classifier_budget,
+            max_connections=min(EdgeSettings().max_connections, files // 2),  # each may need one to an expert, too
             workers=options.workers,
             worker=options.worker,
             counters=state.path / counters.FILE,

@@ -74,7 +74,7 @@ class Endpoints:
 
         async def handle(call: Call) -> None:
             call.answer.api = api
-            checked = await _checked(api, call.body)
+            checked = await _read(call.body, partial(check, api))
             request = replace(checked, tenant=call.tenant, timeout=call.timeout)
             if call.experts is not None:
                 ensemble.check(request)
@@ -95,7 +95,7 @@ class Endpoints:
 
     async def route(self, call: Call) -> None:
         """The whole decision, without inference."""
-        request = check_route(parse_object(call.body))
+        request = await _read(call.body, check_route)
         route = await self._choose(request, call)
         await call.answer.json(200, orjson.dumps(route_json(route)))
 
@@ -145,11 +145,11 @@ class Endpoints:
         return route
 
 
-async def _checked(api: Api, raw: bytes) -> Request:
+async def _read(raw: bytes, check: Callable[[dict[str, object]], Request]) -> Request:
     """The request of a body; a large one is read in a thread, so that the others are not held up meanwhile."""
     if len(raw) > _LARGE:
-        return await asyncio.to_thread(lambda: check(api, parse_object(raw)))
-    return check(api, parse_object(raw))
+        return await asyncio.to_thread(lambda: check(parse_object(raw)))
+    return check(parse_object(raw))
 
 
 def _model(name: str, snapshot: Snapshot) -> dict[str, object]:

@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 
 from ..experts.networks import Networks
+from .errors import ApiError
 from .failure import Fault, UpstreamError
 from .ledger import Attempt
 from .requests import Api
@@ -23,6 +24,7 @@ from .upstream_errors import translated
 logger = logging.getLogger("collegium.edge")
 
 MAX_ERROR_BODY = 64 * 1024
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS})
 # Shorter than the 5 s after which uvicorn, under vLLM and others, closes an idle connection under our hands.
 _IDLE = 3.0
 _WINDOW_TIME = 5.0
@@ -74,6 +76,7 @@ class Upstream:
 
         Raises:
             UpstreamError: no connection, no answer, or one with another status.
+            ApiError: this process can open no connection to anybody, which says nothing of the expert.
         """
         try:
             response = await self._opened(target).post(
@@ -84,6 +87,8 @@ class Upstream:
                 allow_redirects=False,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            if getattr(error, "errno", None) in _EXHAUSTED:
+                raise ApiError("server_is_overloaded", "This server has no file or port left.") from error
             raise UpstreamError(
                 Fault.CONNECT, "upstream_connection_failed", f"{target.expert} cannot be reached."
             ) from error
