@@ -24,11 +24,14 @@ class Api(StrEnum):
     MESSAGES = "messages"
 
 
-# Fields by which a client would steer where the request goes, with which key, or what the engine loads.
+# Fields by which a client would steer where the request goes, with which key, what the engine loads, or let an engine
+# look as if it had stalled.
 _FORBIDDEN = (
     "api_base", "base_url", "api_key", "extra_headers", "extra_body", "extra_query", "timeout", "fallbacks",
-    "chat_template", "kv_transfer_params",
+    "chat_template", "kv_transfer_params", "ec_transfer_params", "stream_interval",
 )  # fmt: skip
+# Regular expressions and grammars that an engine compiles: only for experts whose card offers such output.
+GRAMMARS = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
 # The state lives in one expert's memory; the next request may go to another.
 _STATEFUL = ("previous_response_id", "conversation")
 
@@ -180,12 +183,17 @@ def _needs(body: Mapping[str, object]) -> Needs:
     capabilities = set()
     if body.get("tools") and body.get("tool_choice") != "none":
         capabilities.add("tools")
-    if _wants_schema(body):
+    if _wants_schema(body) or wants_grammar(body):
         capabilities.add("json_schema")
     kinds = {part.get("type") for key in ("messages", "input") for part in messages.parts(body.get(key))}
     if kinds & {"image_url", "input_image", "image"}:
         capabilities.add("vision")
     return Needs(tokens=estimated_tokens(body), capabilities=frozenset(capabilities))
+
+
+def wants_grammar(body: Mapping[str, object]) -> bool:
+    """Whether an engine would have to compile something of the client's, besides a JSON schema."""
+    return any(body.get(name) is not None for name in GRAMMARS)
 
 
 def _wants_schema(body: Mapping[str, object]) -> bool:

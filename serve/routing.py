@@ -11,7 +11,7 @@ from ..router.posterior import Posterior
 from ..router.text import routing_text_of_body
 from .classify import Classifier, NoPosterior
 from .errors import ApiError
-from .requests import Request
+from .requests import Request, wants_grammar
 from .snapshot import Snapshot
 
 AUTO = "auto"
@@ -75,6 +75,8 @@ def _named(request: Request, snapshot: Snapshot) -> Decision:
         raise ApiError("model_not_allowed", f"This key may not use {name}.", "model")
     if "vision" in request.needs.capabilities - expert.capabilities:
         raise ApiError("unsupported_parameter", f"{name} does not read images.", "messages")
+    if wants_grammar(request.body) and "json_schema" not in expert.capabilities:
+        raise ApiError("unsupported_parameter", f"{name} offers no structured output.", "structured_outputs")
     if not expert.ready:
         raise ApiError("expert_loading", f"{name} is not ready yet.", "model")
     return Decision(name, UNREAD, 0.0, abstained=False, reason="asked for by name")
