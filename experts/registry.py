@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import create_engine, delete, event, insert, select, update
 from sqlalchemy.engine import Connection
@@ -24,6 +26,8 @@ from .records import (
     key_digest,
 )
 from .schema import EXPERTS, KEYS, META, METADATA, SCHEMA_VERSION, SKILLS, configure_sqlite
+
+logger = logging.getLogger("collegium.registry")
 
 __all__ = [
     "ConflictError",
@@ -58,6 +62,7 @@ class Registry:
                 f"postgresql://user@host/database ({type(error).__name__})"
             ) from error
         if self._engine.dialect.name == "sqlite":
+            _tell_empty(self._engine.url.database)
             event.listen(self._engine, "connect", configure_sqlite)
         self._create_schema()
 
@@ -269,6 +274,13 @@ class Registry:
                 f"the registry has schema {found}, this collegium reads schema {SCHEMA_VERSION}; use its own version"
             )
         return None
+
+
+def _tell_empty(database: str | None) -> None:
+    """An empty file is what a crash of the file system may leave of a registry: then nobody should wonder."""
+    file = Path(database) if database else None
+    if file is not None and file.is_file() and file.stat().st_size == 0:
+        logger.warning("%s is an empty file: a new registry without experts and keys begins there", file)
 
 
 def _meta(connection: Connection, key: str) -> int:
