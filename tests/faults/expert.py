@@ -81,6 +81,11 @@ class Exchange:
         number = self.attempt.number
         return Generation(self.attempt.body, "chat" in self.attempt.path, f"up-{number}", self.expert.seed)
 
+    @property
+    def peer(self) -> object:
+        """Which connection this is."""
+        return self._writer.get_extra_info("peername")
+
     async def raw(self, data: bytes) -> None:
         if self._gone.is_set():
             raise LeftError
