@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from collegium.training.specialist_choices import commands, final_answer, numbers, terms, wrong_numbers
+from collegium.training.specialist_choices import MAKERS, commands, final_answer, numbers, terms, wrong_numbers
+from collegium.training.specialists import CHOOSING, Shipped, rows_of
 
 GRANT = {"source": "made", "licence": "MIT"}
 
@@ -96,9 +100,7 @@ def test_commands_stand_beside_commands_of_the_same_tool() -> None:
     bash = "Write a Bash command for this task: "
     rows = [row(f"{bash}find files named a{n}", f"find . -name a{n}") for n in range(20)]
     rows += [row(f"{bash}list folder b{n}", f"ls b{n}") for n in range(20)]
-    rows.append(
-        row("Write a function to add.\nYour code should pass this test:\nassert add(1) == 3", "def add(): ...")
-    )
+    rows.append(row("Write a function to add.\nYour code should pass this test:\nassert add(1) == 3", "def add(): ..."))
     made = list(commands(rows))
     assert len(made) == 41
     for one in made:
@@ -112,3 +114,20 @@ def test_commands_stand_beside_commands_of_the_same_tool() -> None:
 def test_rows_without_enough_others_make_nothing() -> None:
     assert not list(commands([row("Write a Bash command for this task: list", "ls")]))
     assert not list(terms([row("What is (are) gout ?", "Gout is a disorder of the joints and the kidneys.")]))
+
+
+def test_a_recipes_rows_are_turns_and_questions_as_many_as_it_says(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"What is twice {n}?", "response": f"It is 2*{n} = {2 * n}\n#### {2 * n}", "source": source}
+        for n in range(10, 60)
+        for source in ("gsm8k", "no licence known")
+    ]
+    with gzip.open(tmp_path / "sft_math.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    recipe = Shipped("math", 1_000, 64, start="science", made=12, turns=7)
+    found = rows_of(tmp_path, recipe)
+    assert [("choices" in row) for row in found] == [False] * 7 + [True] * 12
+    assert {(row["source"], row["licence"]) for row in found} == {("gsm8k", "MIT")}
+    assert found == rows_of(tmp_path, recipe)
+    assert len(rows_of(tmp_path, Shipped("math", 1_000, 64))) == 50
+    assert {one.domain for one in CHOOSING} <= set(MAKERS)

@@ -16,10 +16,11 @@ import torch
 import yaml
 from click.testing import CliRunner
 from collegium.cli.specialize import command
-from collegium.training.specialize import specialize
-from collegium.training.specialize_data import SpecializeError
+from collegium.training.specialize import prepare, specialize
+from collegium.training.specialize_data import SpecializeError, read_corpus
 from collegium.training.specialize_model import Recipe
 from collegium.training.specialize_progress import DivergedError
+from collegium.training.specialize_tokens import Format
 from peft import PeftModel
 from safetensors.torch import load_file
 from specialize_tiny import sums, tiny_model, write_rows
@@ -156,6 +157,21 @@ def test_a_run_goes_on_from_a_siblings_adapter(seed_model: str, data: Path, tmp_
     config = json.loads((made.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == seed_model
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "sibling"]
+
+
+def test_questions_can_be_packed_apart_from_responses(seed_model: str, tmp_path: Path) -> None:
+    rows = sums(40)
+    rows += [{"question": f"twice {n}?", "choices": [f"{n}", f"{2 * n}"], "answer_index": 1} for n in range(1, 41)]
+    corpus = read_corpus(write_rows(tmp_path / "mixed.jsonl", rows))
+    form = Format(AutoTokenizer.from_pretrained(seed_model))
+    kinds = {
+        apart: [{len(sample.branches) > 1 for sample in packed}
+                for packed in prepare(recipe(seed_model, apart=apart), corpus, None, form).train]
+        for apart in (True, False)
+    }  # fmt: skip
+    assert {False, True} in kinds[False]
+    assert all(len(kind) == 1 for kind in kinds[True])
+    assert {True} in kinds[True] and {False} in kinds[True]
 
 
 def test_a_start_that_is_no_adapter_of_these_settings_is_refused(seed_model: str, data: Path, tmp_path: Path) -> None:

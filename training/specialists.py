@@ -67,14 +67,24 @@ class Shipped:
         return Recipe(
             MODEL, self.domain, layers=15, max_length=self.max_length, batch_packs=1, epochs=2.0, lr=self.lr,
             evaluations=self.evaluations, tokens_budget=self.tokens_budget, heldout_rows=self.heldout_rows,
+            apart=bool(self.made),
         )  # fmt: skip
 
 
 SHIPPED = (
     Shipped("science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12}),
-    Shipped("math", 60_000, 384, heldout_rows=24, lr=1e-3, start="science", made=420, turns=130),
-    Shipped("coding", 60_000, 320, heldout_rows=24, lr=1e-3, thin={"nl2bash": 4}, start="science", made=300, turns=300),
-    Shipped("health", 60_000, 320, heldout_rows=24, lr=1e-3, start="science", made=480, turns=120),
+    Shipped("math", 24_000, 384),
+    Shipped("coding", 20_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
+    Shipped("health", 20_000, 320),
+)
+
+# Not trained yet: they go on from the science adapter, which has learned to choose, on chat turns and made questions.
+CHOOSING = (
+    Shipped("math", 42_000, 384, heldout_rows=8, lr=2e-3, start="science", made=215, turns=118),
+    Shipped(
+        "coding", 60_000, 320, heldout_rows=24, lr=1.5e-3, thin={"nl2bash": 4}, start="science", made=300, turns=300
+    ),
+    Shipped("health", 60_000, 320, lr=1.5e-3, start="science", made=480, turns=120),
 )
 
 
@@ -147,6 +157,8 @@ def model_card(folder: Path, shipped: Shipped) -> str:
     metrics = json.loads((folder / "metrics.json").read_text())
     provenance = json.loads((folder / "provenance.json").read_text())
     heldout, recipe = metrics["heldout"], provenance["recipe"]
+    flag = " --choosing" if shipped.start else ""
+    before = f"as it began, from smollm2-{shipped.start}" if shipped.start else "before"
     sources = "".join(
         f"| {name} | {source['rows']} | {source['licence']} |\n"
         for name, source in provenance["data"]["sources"].items()
@@ -165,7 +177,7 @@ Of these, {metrics["tokens"]:,} tokens were trained on (seed {recipe["seed"]}). 
 
 ## Measured
 
-Perplexity of {shipped.heldout_rows} held-out responses: {heldout["perplexity_before"]:.2f} before,
+Perplexity of {shipped.heldout_rows} held-out responses: {heldout["perplexity_before"]:.2f} {before},
 {heldout["perplexity_after"]:.2f} after. Intervals and other domains: docs/specialists.md.
 
 ## Limits
@@ -173,7 +185,7 @@ Perplexity of {shipped.heldout_rows} held-out responses: {heldout["perplexity_be
 135 million parameters: it writes in the manner of its domain, and its facts and sums are often wrong. It can be worse
 than its base elsewhere. It is no source of medical advice, and code it writes must be read before it is run.
 
-Made by `python -m collegium.training.specialists --data DIR --out experts/adapters --only {shipped.domain}`.
+Made by `python -m collegium.training.specialists --data DIR --out experts/adapters --only {shipped.domain}{flag}`.
 """
 
 
@@ -182,10 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with sft_<domain>.jsonl.gz")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=[shipped.domain for shipped in SHIPPED], action="append")
+    parser.add_argument("--choosing", action="store_true", help="the recipes that learn to choose, beside science's")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        for shipped in SHIPPED:
+        for shipped in CHOOSING if options.choosing else SHIPPED:
             if not options.only or shipped.domain in options.only:
                 print(make(shipped, options.data, options.out, options.resume), flush=True)
     except SpecializeError as error:

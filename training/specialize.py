@@ -54,7 +54,7 @@ def specialize(
     plan = json.dumps({"recipe": asdict(recipe), "data": corpus.sha256, "start": began}, sort_keys=True)
     work = _work_folder(out, plan, resume)
     tokenizer, model, base = load_base(recipe.model, recipe.revision)
-    prepared = _prepare(recipe, corpus, heldout, Format(tokenizer))
+    prepared = prepare(recipe, corpus, heldout, Format(tokenizer))
     set_seed(recipe.seed)
     adapted = adapt(model, recipe, start)
     trainer = trainer_of(adapted, recipe, prepared, work, quiet)
@@ -81,7 +81,12 @@ def specialize(
     )
 
 
-def _prepare(recipe: Recipe, corpus: Corpus, heldout: Path | None, form: Format) -> TrainingData:
+def prepare(recipe: Recipe, corpus: Corpus, heldout: Path | None, form: Format) -> TrainingData:
+    """The corpus, and what is held out of it or in `heldout`, as packs of tokens.
+
+    Raises:
+        SpecializeError: too few rows fit.
+    """
     rows: Sequence[Row]
     rows, held = (
         (corpus.rows, read_corpus(heldout).rows[: recipe.heldout_rows])
@@ -94,12 +99,9 @@ def _prepare(recipe: Recipe, corpus: Corpus, heldout: Path | None, form: Format)
             f"{len(train.samples)} rows to train on and {len(measured.samples)} held out fit into "
             f"{recipe.max_length} tokens; both need at least one (5 rows or more, or a longer --max-length)"
         )
-    # Apart, so that a step on some long responses does not drown the questions in its pack.
-    packs = [
-        packed
-        for kind in (False, True)
-        for packed in pack([s for s in train.samples if (len(s.branches) > 1) is kind], recipe.pack_tokens, recipe.seed)
-    ]
+    questions = [sample for sample in train.samples if recipe.apart and len(sample.branches) > 1]
+    others = [sample for sample in train.samples if not (recipe.apart and len(sample.branches) > 1)]
+    packs = [packed for kind in (questions, others) for packed in pack(kind, recipe.pack_tokens, recipe.seed)]
     return TrainingData(corpus, packs, pack(measured.samples, recipe.pack_tokens), train)
 
 

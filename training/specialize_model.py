@@ -21,6 +21,7 @@ class Recipe:
 
     `layers` takes the last so many layers (0: all): what lies under them needs no backward pass. `tokens_budget` counts
     every token of training, prompts included; `pack_tokens` a forward pass; `batch_packs` packs an optimiser step.
+    `apart` puts questions and responses into packs of their own, so that long responses do not drown the questions.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Recipe:
     evaluations: int = 4
     patience: int = 2
     seed: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank", "max_length", "pack_tokens", "batch_packs", "tokens_budget", "heldout_rows"):
