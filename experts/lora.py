@@ -106,7 +106,7 @@ class Adapters:
             url: before.get(url)
             or _Held(Replica(url, engine_key(self._internal_key, app.expert)), app.base_url, app.expert)
             for app in apps.values()
-            if app.phase == "running" and (app.expert, app.fingerprint) in fitting
+            if app.phase in ("running", "restarting") and (app.expert, app.fingerprint) in fitting
             for url in app.replicas
         }
         for url in before.keys() - self._held.keys():

@@ -34,10 +34,15 @@ OBJECT_STORE_BYTES = 100_000_000  # engines exchange no objects through Ray
 START_TIMEOUT = 180.0  # seconds; a cold start on a busy two-core box took 60
 
 # Ray Serve gives HAProxy's statistics and metrics pages no bind address, so they would listen on all interfaces. It
-# takes the path of the binary, though: this stands in front of it and mends the file that Serve wrote.
+# takes the path of the binary, though: this stands in front of it and mends the file that Serve wrote. There Serve has
+# HAProxy say 500 where no replica is left, and 404 while it does not know the applications yet; both become 503, to be
+# told from a request that failed or that no engine knows.
 _HAPROXY_ON_LOOPBACK = """#!/bin/sh
 for file; do
-    case $file in *.cfg) sed -i 's/^\\( *bind\\) \\**:\\([0-9]*\\)/\\1 127.0.0.1:\\2/' "$file" ;; esac
+    case $file in *.cfg)
+        sed -i -e 's/^\\( *bind\\) \\**:\\([0-9]*\\)/\\1 127.0.0.1:\\2/' -e '/^ *errorfile 50[234] /d' \\
+            -e 's/^\\( *http-request return status\\) 404 /\\1 503 /' "$file" ;;
+    esac
 done
 exec {binary} "$@"
 """
@@ -197,6 +202,7 @@ class RayCluster:
             # On two busy cores HAProxy's actor needs more than the default 5 seconds, and Serve kills it.
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures and Serve starts HAProxy anew
             "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
             "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["haproxy_stats"]),

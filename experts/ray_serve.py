@@ -18,18 +18,20 @@ from typing import Any, Literal
 from .backends import EngineBackend
 from .card import Card
 from .guard import KEY, Guard
+from .lifeline import Lifeline
 from .ray_cluster import RayError
 from .state import engine_key
 from .weights import locate
 
-Phase = Literal["starting", "running", "failed", "deleting"]
+Phase = Literal["starting", "running", "restarting", "failed", "deleting"]
+HEALTH_PERIOD = 2.0  # seconds; so long a killed replica may go unnoticed
 HEALTH_TIMEOUT = 60.0  # seconds; an engine on a busy machine is slow, not dead
 SHUTDOWN_GRACE = 30.0  # seconds Serve gives a replica that is told to stop
 _PHASES: Mapping[str, Phase] = {
     "NOT_STARTED": "starting",
     "DEPLOYING": "starting",
     "RUNNING": "running",
-    "UNHEALTHY": "starting",  # Serve starts the replica again by itself
+    "UNHEALTHY": "restarting",  # Serve starts the replica again by itself
     "DEPLOY_FAILED": "failed",
     "DELETING": "deleting",
 }
@@ -165,7 +167,7 @@ class RayServe:
         expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
         phase = _PHASES[str(overview.status.value)]
         messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
-        reason = phase_reason(phase, str(overview.status.value), "\n".join(messages))
+        reason = phase_reason(phase, "\n".join(messages))
         return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1", replicas)
 
 
@@ -187,7 +189,7 @@ def engine_settings(card: Card, source: str, key: str, staged: str = "") -> dict
     if backend.revision:
         engine["revision"] = backend.revision
     if staged:  # an engine on this machine, where this package is installed
-        engine["middleware"] = [f"{Guard.__module__}.{Guard.__qualname__}"]
+        engine["middleware"] = [f"{one.__module__}.{one.__qualname__}" for one in (Guard, Lifeline)]
     if backend.adapters is not None:
         room = backend.adapters
         engine |= {"enable_lora": True, "max_loras": room.max, "max_lora_rank": room.max_rank}
@@ -210,6 +212,7 @@ def _deployment(backend: EngineBackend) -> dict[str, Any]:
     scaling = backend.autoscaling
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": SHUTDOWN_GRACE,
+        "health_check_period_s": HEALTH_PERIOD,
         "health_check_timeout_s": HEALTH_TIMEOUT,
     }
     if scaling is None:
@@ -237,12 +240,12 @@ def _variables(backend: EngineBackend, source: str, key: str, staged: str) -> di
     return variables
 
 
-def phase_reason(phase: Phase, status: str, message: str) -> str:
+def phase_reason(phase: Phase, message: str) -> str:
     """Why an application is not running, in words; empty where there is nothing to say."""
     if phase == "failed":
         return failure_reason(message)
-    if status == "UNHEALTHY":
-        return "the engine stopped answering; Ray starts it again"
+    if phase == "restarting":
+        return "a replica of the engine stopped answering; Ray starts it again"
     if phase == "starting" and "to be scheduled" in message:
         return "Ray starts its process, or waits for CPUs or GPUs that are free"
     if phase == "starting" and "to initialize" in message:

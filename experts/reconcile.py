@@ -180,11 +180,17 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
     wanted = record.card.engine_fingerprint
     app = next((app for app in apps if app.fingerprint == wanted), None)
     others = [other for other in apps if other.fingerprint != wanted]
-    before = next((other.base_url for other in others if other.phase == "running"), None)
+    before = next((other.base_url for other in others if other.phase in ("running", "restarting")), None)
     failure = actual.failures.get((record.name, record.generation))
     if app is not None and app.phase == "running":
         yield Observe(record.name, State.READY, "", app.base_url)
         yield from _deletions(others, actual)
+    elif app is not None and (
+        app.phase == "restarting" or (app.phase == "starting" and app.base_url == record.base_url)
+    ):
+        # It has answered before, and the edge goes on asking: another replica may answer, and what finds none waits for
+        # the new one. A controller of Serve that was started anew calls all applications starting for some seconds.
+        yield Observe(record.name, State.READY if app.replicas else State.STARTING, app.reason, app.base_url)
     elif app is not None and app.phase == "failed":
         reason = app.reason or "the engine did not start; see Ray's logs"
         yield GiveUp(app.name, record.name, record.generation, reason)
@@ -196,6 +202,11 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
             yield Deploy(record.card, record.generation)
         reason = app.reason if app is not None and app.reason else "the engine starts"
         yield Observe(record.name, State.STARTING, reason, before)
+
+
+def _answered_before(app: App, record: ExpertRecord) -> bool:
+    """A controller of Serve that was itself started again calls all its applications starting for some seconds."""
+    return app.phase == "restarting" or (app.phase == "starting" and app.base_url == record.base_url)
 
 
 def _failed(record: ExpertRecord, reason: str, before: str | None, what: str = "engine") -> Observe:

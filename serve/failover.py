@@ -13,11 +13,13 @@ from .metrics import Metrics
 from .relay import Relay
 from .replicas import Hold, Place, Replicas
 from .requests import Request
-from .retry import Budget, elsewhere, executed, pause, same_again, sibling
+from .retry import ENDS, Budget, elsewhere, executed, may_return, pause, same_again, sibling
 from .routing import Route, stand_in
 from .settings import EdgeSettings
 from .snapshot import Snapshot
 from .told import tell
+
+_RETURN_PAUSE = (0.25, 2.0)  # seconds between two tries of an engine that is started again, growing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class _Case:
 class Dispatcher:
     """Asks the chosen expert, its other replicas or it again where that is safe, then the stand-in.
 
-    Nobody is asked after the client's first byte.
+    An engine of ours that is gone is waited for where nobody else answers. After the first byte nobody is asked.
     """
 
     def __init__(self, settings: EdgeSettings, relay: Relay, metrics: Metrics, lag: Lag) -> None:
@@ -71,13 +73,41 @@ class Dispatcher:
             return
         spare = stand_in(route, snapshot, failure.code == "context_length_exceeded")
         if spare is None or not self._may_go_elsewhere(case, failure):
-            raise failure
+            await self._answer_later(case, chosen, failure)
+            return
         self._metrics.fell_back(failure.fault)
         reason = f"{failure.code}: {failure.message.rstrip('.')}; {spare} answers"
         tell(answer, replace(route, decision=replace(route.decision, expert=spare, reason=reason)))
         if await self._ask(case, spare, others=True, once=True) is not None:
             tell(answer, route)
-            raise failure
+            await self._answer_later(case, chosen, failure)
+
+    async def _answer_later(self, case: _Case, expert: str, failure: UpstreamError) -> None:
+        """Ray starts an engine again that has ended: ask it as soon as it is back.
+
+        Raises:
+            UpstreamError: it is none of ours, or does not come back in time, or fails otherwise.
+        """
+        target = case.snapshot.targets.get(expert)
+        loop = asyncio.get_running_loop()
+        until = min(case.end, loop.time() + self._settings.recovery)
+        wait, longest = _RETURN_PAUSE
+        while target is not None and target.vouched and may_return(case.failures) and loop.time() + wait < until:
+            await asyncio.sleep(self._chance.uniform(wait / 2, wait))
+            wait = min(2 * wait, longest)
+            async with self._replicas.hold(self._replicas.first(target), case.place, case.end) as hold:
+                if hold.barred is not None:
+                    continue
+                if case.failures[-1].fault in ENDS and not self._budget.spend():
+                    break
+                again = await self._attempt(case, hold)
+            if again is None:
+                return
+            if case.answer.started:
+                raise again
+            failure = again
+            case.failures.append(again)
+        raise failure
 
     async def _ask(self, case: _Case, expert: str, others: bool, once: bool = False) -> UpstreamError | None:
         """Ask one expert's replicas, as often as that is safe; None when the client has its answer, else why not.

@@ -34,7 +34,10 @@ _RESUME_PAUSE = (0.1, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class _Leg:
-    """One sending of a request, or of the rest of it, to one expert."""
+    """One sending of a request, or of the rest of it, to one expert.
+
+    Until `end` it may answer; its answer must have begun at `begin`.
+    """
 
     target: Target
     api: Api
@@ -42,6 +45,7 @@ class _Leg:
     stream: Stream
     answer: Answer
     attempt: Attempt
+    begin: float
     end: float
     alive: Callable[[], None]
 
@@ -71,7 +75,7 @@ class Relay:
         choices = request.body.get("n")
         used = answer.exchange.used = Usage()  # what an earlier attempt counted is not this answer's
         stream = Stream(request.api, target.expert, choices if isinstance(choices, int) else 1, transcript, used)
-        leg = _Leg(target, request.api, body, stream, answer, _entered(answer, target), end, hold.alive)
+        leg = _Leg(target, request.api, body, stream, answer, _entered(answer, target), end, end, hold.alive)
         try:
             await self._send(leg, request.streams)
         except UpstreamError as failure:
@@ -111,7 +115,7 @@ class Relay:
             transcript.rewind()
             attempt = _entered(first.answer, target, "continuation")
             asked = transcript.request(target.model, window)
-            leg = replace(first, target=target, api=Api.COMPLETIONS, body=asked, attempt=attempt, end=until)
+            leg = replace(first, target=target, api=Api.COMPLETIONS, body=asked, attempt=attempt, begin=until)
             try:
                 await self._send(leg, streams=True)
                 return None
@@ -148,10 +152,11 @@ class Relay:
 
     async def _send(self, leg: _Leg, streams: bool) -> None:
         deadlines = Deadlines.of(self._settings, leg.target.limits)
-        end = min(leg.end, asyncio.get_running_loop().time() + deadlines.total)
+        now = asyncio.get_running_loop().time()
+        end = min(leg.end, now + deadlines.total)
         async with _bounded(leg, end) as clock:
             if streams:
-                clock.allow(deadlines.first_token, "ttft_timeout")
+                clock.allow(min(deadlines.first_token, leg.begin - now), "ttft_timeout")
             async with self._upstream.post(
                 leg.target, leg.api, leg.body, leg.answer.exchange.id, leg.attempt, deadlines.connect
             ) as response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from .failure import Fault, UpstreamError
 
@@ -14,6 +15,9 @@ _LONGEST = 2.0
 _UNDONE = frozenset({Fault.CONNECT, Fault.BUSY})
 _RETRY_SAFE = frozenset({Fault.RESET, Fault.ERROR, Fault.INVALID, Fault.BROKEN})
 _ELSEWHERE = frozenset(set(Fault) - {Fault.REFUSED})
+# What an engine's end looks like, to a request under way and to the next one.
+ENDS = frozenset({Fault.RESET, Fault.ERROR, Fault.BROKEN})
+_GONE = frozenset({Fault.CONNECT, Fault.OPEN, Fault.BUSY, *ENDS})
 # Failures that say something of the expert's health; the weight is in failures of a breaker.
 _BLAME = {
     Fault.CONNECT: 1, Fault.RESET: 1, Fault.ERROR: 1, Fault.LATE: 1, Fault.INVALID: 1, Fault.BROKEN: 1,
@@ -52,6 +56,16 @@ def same_again(failure: UpstreamError, retry_safe: bool, sent: int, others: bool
     if failure.fault is Fault.BUSY:
         return True
     return sent < 2 and (failure.fault in _UNDONE or (retry_safe and failure.fault in _RETRY_SAFE))
+
+
+def may_return(failures: Sequence[UpstreamError]) -> bool:
+    """Whether an engine of ours that failed so may be started again just now, and be asked again then.
+
+    A request that it failed at MAX_ATTEMPTS times may be the reason for its end.
+    """
+    last = failures[-1]
+    worked = sum(failure.fault in ENDS for failure in failures)
+    return last.fault in _GONE and last.code != "rate_limit_exceeded" and worked < MAX_ATTEMPTS
 
 
 def _sendings(others: bool) -> int:

@@ -19,7 +19,8 @@ class EdgeSettings:
     `first_byte` limits the wait for a stream's first event, `between_events` the wait for each later one, `total` a
     whole answer with all its attempts; an expert's card may make them shorter. `client_stall` is how long a client may
     leave a portion unread. `patience` is the longest Retry-After of an expert that is waited for; `recovery` how long a
-    stream that broke off looks for an engine to go on. After `breaker_failures` in a row an expert is left alone for
+    stream that broke off looks for an engine to go on, and a request that only one of our engines may answer waits for
+    it to be started again. After `breaker_failures` in a row an expert is left alone for
     `breaker_pause`, and looked at every `breaker_look`. `classifier_budget` is how long a request waits for its
     posterior; after that the generalist answers. Second sendings are at most `retry_share` of the requests, saved up to
     `retry_reserve` of them.
@@ -48,7 +49,7 @@ class EdgeSettings:
     client_stall: float = 30.0
     heartbeat: float = 15.0
     patience: float = 5.0
-    recovery: float = 60.0
+    recovery: float = 180.0
     retry_share: float = 0.1
     retry_reserve: float = 100.0
     breaker_failures: int = 3

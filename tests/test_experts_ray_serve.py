@@ -46,9 +46,9 @@ def test_other_messages_give_their_error_or_first_line(message: str, said: str) 
 
 
 def test_a_start_is_told_in_words() -> None:
-    assert "loads the model" in phase_reason("starting", "DEPLOYING", "has 1 replicas that take long to initialize.")
-    assert "starts it again" in phase_reason("starting", "UNHEALTHY", "")
-    assert phase_reason("running", "RUNNING", "whatever") == ""
+    assert "loads the model" in phase_reason("starting", "has 1 replicas that take long to initialize.")
+    assert "starts it again" in phase_reason("restarting", "")
+    assert phase_reason("running", "whatever") == ""
 
 
 def test_a_cpu_card_gets_a_cpu_engine_with_its_own_key() -> None:
@@ -87,7 +87,7 @@ def test_room_for_adapters_is_made_at_the_start_and_every_path_of_a_local_engine
     engine, variables = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
     assert (engine["enable_lora"], engine["max_loras"], engine["max_lora_rank"]) == (True, 3, 32)
     assert "q_proj" in engine["lora_target_modules"] and "lm_head" not in engine["lora_target_modules"]
-    assert engine["middleware"] == ["collegium.experts.guard.Guard"]
+    assert engine["middleware"] == ["collegium.experts.guard.Guard", "collegium.experts.lifeline.Lifeline"]
     assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert variables["VLLM_LORA_RESOLVER_CACHE_DIR"] == "/state/adapters"
     assert settings["log_engine_metrics"] is False

@@ -72,7 +72,8 @@ records_of = st.lists(st.sampled_from(NAMES), unique=True).flatmap(
     )
 )
 apps_of = st.dictionaries(
-    st.tuples(st.sampled_from(NAMES), st.integers(1, 2)), st.sampled_from(["starting", "running", "failed", "deleting"])
+    st.tuples(st.sampled_from(NAMES), st.integers(1, 2)),
+    st.sampled_from(["starting", "running", "restarting", "failed", "deleting"]),
 ).map(lambda found: {(a := app(engine_card(*key), phase)).name: a for key, phase in found.items()})  # type: ignore[arg-type]
 
 
@@ -93,7 +94,7 @@ def test_nothing_is_started_twice_and_nothing_wanted_is_ended(
     assert not ended & wanted
     assert all(apps[name].phase == "failed" for name in ended - unused)
     assert {action.expert for action in of_kind(actions, Forget)} <= {r.name for r in records if r.removed}
-    answering = {a.base_url for a in apps.values() if a.phase == "running"}
+    answering = {a.base_url for a in apps.values() if a.phase in ("running", "restarting")}
     for action in of_kind(actions, Observe):
         assert action.base_url is None or action.base_url in answering
 
@@ -131,7 +132,7 @@ def test_it_gets_there(records: tuple[ExpertRecord, ...], apps: dict[str, App], 
                     pass
         world = {name: found for name, found in world.items() if found.phase != "deleting"}
         for name, found in world.items():
-            if found.phase == "starting":
+            if found.phase in ("starting", "restarting"):
                 world[name] = replace(found, phase="failed" if found.expert in broken else "running")
     assert not any(r.removed for r in desired)
     if desired:
@@ -242,3 +243,21 @@ def test_a_removed_engine_is_ended_before_its_record_is_forgotten() -> None:
     idle = plan(wanted, Actual(apps={running.name: running}, unused=frozenset({"alpha", running.name})))
     assert of_kind(idle, Delete) == [Delete(running.name)] and not of_kind(idle, Forget)
     assert of_kind(plan(wanted, Actual(apps={}, unused=frozenset({"alpha"}))), Forget) == [Forget("alpha")]
+
+
+def test_an_engine_that_is_started_again_keeps_its_address() -> None:
+    card = engine_card("alpha")
+    before = app(card, "running").base_url
+    for phase, known in (("restarting", None), ("restarting", before), ("starting", before)):
+        gone = app(card, phase)  # type: ignore[arg-type]
+        left = replace(gone, replicas=("http://127.0.0.1:2/v1",))
+        for found, state in ((left, State.READY), (gone, State.STARTING)):
+            (seen,) = plan([record(card, base_url=known)], Actual(apps={found.name: found}))
+            assert isinstance(seen, Observe) and (seen.state, seen.base_url) == (state, before)
+
+
+def test_an_engine_that_never_answered_has_no_address() -> None:
+    card = engine_card("alpha")
+    fresh = app(card, "starting")
+    seen = observed(plan([record(card)], Actual(apps={fresh.name: fresh})), "alpha")
+    assert (seen.state, seen.base_url) == (State.STARTING, None)

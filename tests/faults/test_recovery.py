@@ -121,16 +121,55 @@ def test_d02_killed_mid_stream_and_gone(tmp_path: Path) -> None:
 
 
 def test_d01_killed_with_a_request_in_work(tmp_path: Path) -> None:
-    with killable(tmp_path, 0) as (lab, child, _), ThreadPoolExecutor(2) as pool:
+    """Routed, it goes to another expert; asked for by name, it waits for the engine that is started again."""
+    with killable(tmp_path, 0) as (lab, child, port), ThreadPoolExecutor(2) as pool:
         child.send_signal(signal.SIGSTOP)
-        unnamed = pool.submit(lab.ask, "d01 a python function")
-        named = pool.submit(lab.ask, "d01 a python function", "coding")
+        text = "d01 a python function"
+        unnamed = pool.submit(lab.ask, text)
+        named = pool.submit(lab.ask, text, "coding")
         while lab.app.ledger.in_flight < 2:
             time.sleep(0.01)
         child.kill()
+        child.wait(10)
         assert (unnamed.result().status, unnamed.result().model) == (200, "general"), lab.attempts(unnamed.result())
-        assert (named.result().status, named.result().code) == (502, "upstream_connection_failed")
-        assert named.result().headers["x-should-retry"] == "true"
+        with process(port):
+            assert (named.result().status, named.result().text) == (200, lab.right(text))
+
+
+def test_d01_killed_and_gone(tmp_path: Path) -> None:
+    settings = replace(QUICK, recovery=1)
+    with process() as (child, port), laboratory(tmp_path, settings, f"http://127.0.0.1:{port}/v1", False) as lab:
+        child.kill()
+        child.wait(10)
+        reply = lab.ask("d01 a python function", "coding")
+        assert (reply.status, reply.code) == (502, "upstream_connection_failed")
+        assert reply.headers["x-should-retry"] == "true"
+
+
+def test_d01_an_engine_whose_proxy_finds_none_is_waited_for(tmp_path: Path) -> None:
+    with laboratory(tmp_path) as lab:
+        lab.main.plan("d01", *[do.status(503)] * 6)
+        assert lab.ask("d01 a python function", "coding").text == lab.right("d01 a python function")
+        lab.main.plan("d01b", *[do.status(429)] * 6)
+        assert lab.ask("d01b a python function", "coding").status == 429
+        assert len(lab.main.of("d01b")) == 3
+
+
+def test_d01_a_request_that_may_be_the_reason_is_sent_three_times(tmp_path: Path) -> None:
+    with laboratory(tmp_path) as lab:
+        lab.main.plan("d01", *[do.reset] * 9)
+        assert lab.ask("d01 a python function", "coding").status == 502
+        assert len(lab.main.of("d01")) == 3
+
+
+def test_d02_a_continuation_may_take_longer_than_the_search_for_it(tmp_path: Path) -> None:
+    with laboratory(tmp_path, replace(QUICK, recovery=1)) as lab:
+        lab.main.pace = 0.02
+        text = "d02 150 tokens"
+        lab.main.plan("d02", do.broken(9))
+        reply = lab.ask(text, "coding", stream=True)
+        assert (reply.text, reply.done) == (lab.right(text), True)
+        assert [result for _, result in lab.attempts(reply)] == ["broken", "ok"]
 
 
 def test_d08_stopped_and_let_go_on(tmp_path: Path) -> None:
