@@ -145,17 +145,17 @@ def _peer_road(
 
 
 def _ray_road(console: Console, stack: ExitStack, folder: Path, proxy: str) -> Iterator[Road]:
-    ingress = Ingress(folder, proxy)
+    ingress, name = Ingress(folder, proxy), f"Ray Serve, {PROXIES[proxy]}"
     stack.callback(ingress.stop)
     try:
-        road = Road(f"Ray Serve, {proxy}", "peer", ingress.start() + CHAT, MODEL, ())
+        road = Road(name, "peer", ingress.start() + CHAT, MODEL, ())
     except RayError as error:
-        console.print(f"Ray Serve, {proxy} left out: {error}")
+        console.print(f"{name} left out: {error}")
         return
     if asyncio.run(wait_for_answer(road, 30)):
         yield replace(road, processes=ingress.processes())
     else:
-        console.print(f"Ray Serve, {proxy} left out: it does not answer")
+        console.print(f"{name} left out: it does not answer")
 
 
 @contextmanager

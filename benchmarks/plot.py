@@ -56,7 +56,7 @@ def _panel(axes: Axes, results: Sequence[Result], roads: Sequence[str]) -> None:
         for value, (marker, filled) in zip(values, QUANTILES.values(), strict=True):
             axes.plot(value, place, marker, color=colour, markerfacecolor=colour if filled else "white", markersize=5.5)
         for value, side, align in ((values[0], -7, "right"), (values[-1], 7, "left")):
-            text = f"{value:.2f}" if value < 1 else f"{value:.3g}"
+            text = f"{value:.2f}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
             axes.annotate(
                 text, (value, place), (side, 0), textcoords="offset points", ha=align, va="center", color=colour
             )
@@ -75,7 +75,7 @@ def _panel(axes: Axes, results: Sequence[Result], roads: Sequence[str]) -> None:
 def _bounds(axes: Axes, results: Sequence[Result]) -> None:
     """Room for the numbers at both ends."""
     answered = [result for result in results if result.requests > result.failed]
-    axes.set_xlim(0.25 * min(one.p50 for one in answered), 3.2 * max(one.p999 for one in answered))
+    axes.set_xlim(0.25 * min(one.p50 for one in answered), 4 * max(one.p999 for one in answered))
 
 
 def _legend(figure: Figure) -> None:

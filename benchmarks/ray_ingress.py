@@ -18,7 +18,7 @@ from collegium.experts.processes import marked
 from collegium.experts.ray_cluster import RayCluster, RayError
 from collegium.experts.state import StateFolder
 
-PROXIES = {"haproxy": "1", "python": "0"}
+PROXIES = {"haproxy": "HAProxy", "python": "Python proxy"}
 START = 300.0  # seconds
 _ANSWERING = ("haproxy", "ray::ServeReplica", "ray::ProxyActor")
 
@@ -65,7 +65,7 @@ class _Cluster(RayCluster):
         self._proxy = proxy
 
     def environment(self) -> dict[str, str]:
-        return super().environment() | {"RAY_SERVE_ENABLE_HA_PROXY": PROXIES[self._proxy]}
+        return super().environment() | {"RAY_SERVE_ENABLE_HA_PROXY": "1" if self._proxy == "haproxy" else "0"}
 
 
 def _build() -> Callable[..., Awaitable[None]]:
