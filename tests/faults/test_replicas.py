@@ -217,6 +217,22 @@ def test_c15_one_replicas_breaker_does_not_stop_the_other(tmp_path: Path, stream
         assert lab.main.attempts[3].began > down
 
 
+def test_c01_with_a_sibling_that_is_left_alone_the_same_one_is_asked_again(tmp_path: Path) -> None:
+    """A breaker stays open when the registry changes otherwise; what may be sent again still is."""
+    settings = replace(QUICK, breaker_failures=3, breaker_pause=60)
+    with laboratory(tmp_path, settings) as lab:
+        twin(lab)
+        lab.main.always = do.status(500)
+        while len(lab.main.attempts) < 3:
+            assert lab.ask("c01 open", "twin").status == 200
+        lab.registry.remove("safe")
+        while "safe" in {model["id"] for model in lab.http.get(f"{lab.url}/v1/models").json()["data"]}:
+            time.sleep(0.02)
+        lab.spare.plan("busy", do.status(429, retry_after="1"))
+        reply = lab.ask("busy", "twin")
+        assert (reply.status, len(lab.spare.of("busy")), len(lab.main.attempts)) == (200, 2, 3)
+
+
 def test_c18_c05_a_replica_that_is_not_there_costs_nobody_an_answer(tmp_path: Path) -> None:
     settings = replace(QUICK, breaker_failures=3, breaker_pause=2, breaker_look=0.05)
     with laboratory(tmp_path, settings) as lab, socket.socket() as closed:
