@@ -112,7 +112,8 @@ def decide(
         return (-scores[expert.name].utility, expert.cost, not expert.generalist, expert.name)
 
     ranked = sorted(field_of_choice or allowed, key=rank)
-    ranked += [expert for expert in sorted(allowed, key=rank) if expert not in ranked]
+    chosen = {expert.name for expert in ranked}
+    ranked += [expert for expert in sorted(allowed, key=rank) if expert.name not in chosen]
     best = ranked[0]
     second = ranked[1] if len(ranked) > 1 else None
     excluded = sorted((s for s in scores.values() if s.excluded is not None), key=lambda score: score.expert)
