@@ -93,6 +93,15 @@ def test_a_route_is_the_same_alone_and_in_any_company(router: Router) -> None:
     assert router.posteriors(texts[::-1]) == alone[::-1]
 
 
+def test_files_that_change_under_a_loaded_router_change_nothing(saved: Path, copy: Path) -> None:
+    loaded = load_router(copy, locate)
+    before = [loaded.posterior(text) for text in PROMPTS["law"]]
+    for path in copy.iterdir():
+        path.write_bytes(b"\xff" * path.stat().st_size)  # in place: the same inode
+    assert [loaded.posterior(text) for text in PROMPTS["law"]] == before
+    assert loaded.version == load_router(saved, locate).version
+
+
 def test_text_that_shows_nothing_abstains(router: Router) -> None:
     for text in ["", "  \n", "\u200b\ufeff", "\ud800"]:
         posterior = router.posterior(text)
