@@ -23,7 +23,8 @@ from faults.kit import QUICK, Lab, laboratory
 from faults.proxy import FaultProxy, Harm
 
 LONG = "60 tokens"
-SMALL = replace(QUICK, max_answer=400_000, max_event=100_000, heartbeat=0.2)
+# As in test_failover_bench.py, the usual retry budget would refuse most second sendings of many repeats.
+SMALL = replace(QUICK, max_answer=400_000, max_event=100_000, heartbeat=0.2, retry_reserve=1e6)
 
 
 @pytest.fixture(scope="module")
