@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from collegium.experts.registry import KeyScope, Registry, RegistryError, Router
 from collegium.router.posterior import Posterior
 from collegium.serve.admin import create_admin_app
 from collegium.serve.answer import Exchange
+from collegium.serve.classify import Classifier
 from collegium.serve.metrics import Metrics
 from collegium.serve.settings import EdgeSettings
 from echo_expert import EchoExpert, served
@@ -83,6 +85,40 @@ def test_e06_a_router_that_gives_no_probabilities_leaves_the_prompt_to_the_gener
         answer = edge.chat("sum of primes")
         assert answer.json()["model"] == "general"
         assert "classifier_error" in answer.headers["x-collegium-reason"]
+
+
+def test_b02_e04_who_leaves_the_classifiers_queue_takes_the_work_along() -> None:
+    go_on, read = threading.Event(), []
+
+    @dataclass(frozen=True)
+    class Waiting(KeywordRouter):
+        def posterior(self, text: str) -> Posterior:
+            go_on.wait(20)
+            read.append(text)
+            return super().posterior(text)
+
+    async def main() -> None:
+        classifier = Classifier(threads=1, queue=3, budget=20)
+        asked = [asyncio.create_task(classifier.posterior(Waiting(), text)) for text in ("sum", "left", "python")]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        await asyncio.wait({asked[1]})
+        go_on.set()
+        found = await asyncio.gather(asked[0], asked[2])
+        assert [one.domain for one in found if isinstance(one, Posterior)] == ["math", "coding"]
+        again = await asyncio.gather(*(classifier.posterior(Waiting(), "sum") for _ in range(4)))
+        assert all(isinstance(one, Posterior) for one in again)  # its place in the queue is free
+        classifier.close()
+
+    asyncio.run(main())
+    assert read == ["sum", "python", *["sum"] * 4]
+
+
+def test_a20_a_prompt_without_words_goes_to_the_generalist(edge: Running) -> None:
+    for text in ("", "  \n", "\u200b\ufeff"):
+        answer = edge.chat(text)
+        assert (answer.status_code, answer.json()["model"]) == (200, "general")
+        assert answer.headers["x-collegium-reason"].startswith("low_confidence")
 
 
 def test_f08_no_request_takes_one_experts_key_to_anothers_url(tmp_path: Path) -> None:
