@@ -38,7 +38,7 @@ def command(model: str, task: Path, base: str, adapters: tuple[str, ...], out: P
     """
     from ..training.specialize_report import Bench
 
-    folders = {name: Path(path) for name, _, path in (one.partition("=") for one in adapters)}
+    folders = _folders(adapters, base)
     names = (base, *folders)
     plan = Plan("choice", names, score="text")
     try:
@@ -56,6 +56,17 @@ def command(model: str, task: Path, base: str, adapters: tuple[str, ...], out: P
                 advance(len(batch))
     except (TaskError, RecordError, SpecializeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _folders(adapters: tuple[str, ...], base: str) -> dict[str, Path]:
+    pairs = [one.partition("=") for one in adapters]
+    for name, equals, path in pairs:
+        if not (name and equals and path):
+            raise click.ClickException(f"--adapter {name}{equals}{path} is no NAME=DIR")
+    names = [base, *(name for name, _, _ in pairs)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise click.ClickException(f"two experts are called {', '.join(twice)}; --base names the model itself")
+    return {name: Path(path) for name, _, path in pairs}
 
 
 def _scored(bench: Bench, samples: list[Sample], name: str, adapter: str | None) -> list[Record]:
