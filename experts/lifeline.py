@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Protocol
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOK = 0.25  # seconds
@@ -25,20 +26,25 @@ class Core(Protocol):
 
 
 class Lifeline:
-    """Learns of the core from the application that it wraps: at its start, or with the first request."""
+    """Learns of the core from the application that it wraps: at its start, or with the first request.
+
+    What comes after the core's death gets 503: nothing was done for it. 500 is left to what ran meanwhile.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._watched = False
+        self._core: Core | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._watched:
-            core = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
-            if core is not None:
-                self._watched = True
+        if self._core is None:
+            self._core = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+            if self._core is not None:
                 # A thread, because the loop may hang with the core's end.
-                threading.Thread(target=end_with, args=(core,), name="lifeline", daemon=True).start()
-        await self._app(scope, receive, send)
+                threading.Thread(target=end_with, args=(self._core,), name="lifeline", daemon=True).start()
+        if scope["type"] == "http" and self._core is not None and self._core.errored:
+            await JSONResponse({"error": "The engine has ended."}, status_code=503)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def end_with(core: Core) -> None:

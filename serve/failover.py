@@ -19,7 +19,7 @@ from .settings import EdgeSettings
 from .snapshot import Snapshot
 from .told import tell
 
-_RETURN_PAUSE = (0.25, 2.0)  # seconds between two tries of an engine that is started again, growing
+_RETURN_PAUSE = (0.5, 2.0)  # seconds between two tries of an engine that is started again, growing
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ def test_a_replica_ends_when_its_core_is_dead() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as replica:
         assert replica.stdin and replica.stdout
         assert replica.stdout.readline() == "answers\n"
-        for line in ("alive\n", "dead\n"):
+        for line, status in (("alive\n", "404\n"), ("dead\n", "503\n")):
             assert replica.poll() is None
             replica.stdin.write(line)
             replica.stdin.flush()
-            assert replica.stdout.readline() == "404\n"
+            assert replica.stdout.readline() == status
         assert replica.wait(60) == 1
