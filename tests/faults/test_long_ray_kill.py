@@ -93,9 +93,10 @@ class Series:
         began, request, first = time.monotonic(), "", False
         try:
             async with self.session.post(self.url, json=ask.body) as response:
-                request, first = response.headers["x-request-id"], True
+                request, first = response.headers.get("x-request-id", ""), True
                 raw = await response.text()
-            result = self.judged(ask, response.status, raw)
+            # An edge that ends with its supervisor has uvicorn answer for requests that it had not begun to answer.
+            result = self.judged(ask, response.status, raw) if request else "connection ended by a bare 500"
         except aiohttp.ClientConnectorError:
             result = "could not connect"
         except aiohttp.ClientError:
