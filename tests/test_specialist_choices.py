@@ -57,7 +57,7 @@ def test_numbers_ask_the_problem_and_a_step_that_holds() -> None:
         assert isinstance(choices, list)
         assert len(set(choices)) == 4
     assert all(
-        int(one["choices"][one["answer_index"]]) == 2 * int(str(one["question"]).split(" + ")[0].split()[-1])  # type: ignore[call-overload, index]
+        int(one["choices"][one["answer_index"]]) == 2 * int(str(one["question"]).split(" + ")[0].split()[-1])  # type: ignore[index]
         for one in steps
         if "Wrong" not in str(one["question"])
     )
@@ -70,7 +70,7 @@ def test_the_place_of_the_right_number_tells_little() -> None:
     """Always the smallest, the largest or one place would be a rule to learn instead of the sum."""
     rows = [row(f"What is twice {n}?", f"It is 2*{n} = {2 * n}\n#### {2 * n}") for n in range(10, 400)]
     ranks = Counter(
-        sorted(float(c) for c in one["choices"]).index(float(one["choices"][one["answer_index"]]))  # type: ignore[call-overload, index, attr-defined]
+        sorted(float(c) for c in one["choices"]).index(float(one["choices"][one["answer_index"]]))  # type: ignore[index, attr-defined]
         for one in numbers(rows)
     )
     assert max(ranks.values()) < 0.5 * sum(ranks.values())
@@ -88,7 +88,7 @@ def test_terms_hide_the_name_they_ask_for() -> None:
     made = list(terms(rows))
     assert len(made) == len(names)
     for one in made:
-        question, right = str(one["question"]), one["choices"][one["answer_index"]]  # type: ignore[call-overload, index]
+        question, right = str(one["question"]), one["choices"][one["answer_index"]]  # type: ignore[index]
         name = right if question.startswith("Which condition") else question.removeprefix("What is ").rstrip("?")
         said = question if question.startswith("Which condition") else right
         assert f"organ number {names.index(name)}." in said
@@ -104,11 +104,11 @@ def test_commands_stand_beside_commands_of_the_same_tool() -> None:
     made = list(commands(rows))
     assert len(made) == 41
     for one in made:
-        choices, right = one["choices"], one["choices"][one["answer_index"]]  # type: ignore[call-overload, index]
+        choices, right = one["choices"], one["choices"][one["answer_index"]]  # type: ignore[index]
         if str(one["question"]).startswith("Which command"):
             assert len({choice.split()[0] for choice in choices}) == 1  # type: ignore[attr-defined]
             assert right.split()[-1] in str(one["question"])
-    assert any(one["choices"][one["answer_index"]] == "add." for one in made)  # type: ignore[call-overload, index]
+    assert any(one["choices"][one["answer_index"]] == "add." for one in made)  # type: ignore[index]
 
 
 def test_rows_without_enough_others_make_nothing() -> None:
