@@ -75,10 +75,13 @@ def end(find: Callable[[], list[psutil.Process]], patience: float = 10.0) -> lis
     return sorted(ended)
 
 
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the thread that started this process ends."""
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send a signal when the thread that started this process ends.
+
+    Where a whole process is killed it often comes several times: its threads end one by one and pass the child on.
+    """
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         raise SystemExit("the parent process is gone")
 

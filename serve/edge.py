@@ -55,7 +55,10 @@ def create_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains on the first SIGTERM or SIGINT, ends at once on the second, and exits with code 0."""
+    """uvicorn that drains on the first SIGTERM or SIGINT, ends at once on the second, and exits with code 0.
+
+    SIGHUP, sent by the kernel, tells that the supervisor is gone: any number of them drains, too.
+    """
 
     def __init__(self, app: Edge, settings: EdgeSettings, listener: socket.socket) -> None:
         super().__init__(
@@ -85,6 +88,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_end)
+        loop.add_signal_handler(signal.SIGHUP, self._told_of_an_end)
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,11 +100,20 @@ class Server(uvicorn.Server):
         if self._drain is not None:
             self.should_exit = self.force_exit = True
             return
-        if os.getppid() != self._parent:
-            # Nobody is left to own the port; a new supervisor must get it while running answers finish.
-            for server in self.servers:
-                server.close()
-            self._listener.close()
+        self._begin_to_drain()
+
+    def _told_of_an_end(self) -> None:
+        """Of the supervisor, or only of one of its threads."""
+        if os.getppid() == self._parent:
+            return
+        # Nobody is left to own the port; a new supervisor must get it while running answers finish.
+        for server in self.servers:
+            server.close()
+        self._listener.close()
+        if self._drain is None:
+            self._begin_to_drain()
+
+    def _begin_to_drain(self) -> None:
         self._drain = asyncio.create_task(self._app.drain(self._patience))
         self._drain.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
@@ -121,7 +134,7 @@ def listen(host: str, port: int) -> socket.socket:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to end; returns the exit code."""
     options = _options().parse_args(arguments)
-    die_with_parent()
+    die_with_parent(signal.SIGHUP)
     forbid_core_dumps()
     files = raise_file_limit()
     configure()

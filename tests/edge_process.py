@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from serve_kit import KeywordRouter
 
 if __name__ == "__main__":
     descriptor, url, drain = sys.argv[1:4]
-    die_with_parent()
+    die_with_parent(signal.SIGHUP)
     forbid_core_dumps()
     configure()
     settings = EdgeSettings(drain=float(drain), metrics_folder=os.environ["PROMETHEUS_MULTIPROC_DIR"], header_time=1)

@@ -166,7 +166,9 @@ def bound(listener: socket.socket, address: tuple[str, int]) -> bool:
 
 def test_an_orphan_frees_the_port_while_it_drains(tmp_path: Path) -> None:
     with workers(tmp_path, drain="60") as edge:
-        script = "import subprocess, sys, time; p = subprocess.Popen(sys.argv[2:], close_fds=False); " + (
+        # With threads, as the supervisor: the kernel tells a child of the end of each.
+        script = "import subprocess, sys, threading, time; p = subprocess.Popen(sys.argv[2:], close_fds=False); " + (
+            "[threading.Thread(target=time.sleep, args=(600,)).start() for _ in range(40)]; "
             "print(p.pid, flush=True); time.sleep(600)"
         )
         parent = subprocess.Popen(
@@ -188,6 +190,7 @@ def test_an_orphan_frees_the_port_while_it_drains(tmp_path: Path) -> None:
             successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             while not bound(successor, address):
                 time.sleep(0.01)
+            thread.join(0.5)
             assert thread.is_alive()  # the stream goes on
         os.kill(child, signal.SIGTERM)  # the second one: at once
         thread.join(60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ class Probed(Edge):
 
 
 def main(descriptor: int, registry: str, given: dict[str, object]) -> None:
-    die_with_parent()
+    die_with_parent(signal.SIGHUP)
     raise_file_limit()
     configure()
     counters = given.pop("counters", None)
