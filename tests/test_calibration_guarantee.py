@@ -20,6 +20,7 @@ from report_kit import fresh, known, trained, write_prompts
 OPTIONS = Options(name="safe")
 
 
+@pytest.mark.slow
 def test_wrong_routes_stay_under_alpha_on_prompts_never_seen(tmp_path: Path) -> None:
     prompts = known()
     found = train_with_guarantee(prompts, "tfidf", OPTIONS, 0.1, 0.9)

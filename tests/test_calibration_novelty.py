@@ -77,6 +77,7 @@ def test_training_measures_novelty_and_loading_uses_it(folder: Path) -> None:
     assert router.posterior("who wrote my last will").probabilities == tuple(plain.tolist())
 
 
+@pytest.mark.slow
 def test_few_rows_say_nothing_of_what_is_novel(tmp_path: Path) -> None:
     from collegium.training.train import train
 

@@ -33,7 +33,15 @@ def test_starts_stand_on_the_grid() -> None:
     assert set(STARTS) <= set(GRID) and list(GRID) == sorted(set(GRID))
 
 
-@pytest.mark.parametrize(("alpha", "rows"), [(0.05, 400), (0.1, 400), (0.1, 2_000), (0.2, 1_000)])
+@pytest.mark.parametrize(
+    ("alpha", "rows"),
+    [
+        (0.05, 400),
+        (0.1, 400),
+        pytest.param(0.1, 2_000, marks=pytest.mark.slow),
+        pytest.param(0.2, 1_000, marks=pytest.mark.slow),
+    ],
+)
 def test_wrong_routes_exceed_alpha_no_more_often_than_promised(alpha: float, rows: int) -> None:
     confidences, right = population(1)
     rng = np.random.default_rng(2)

@@ -53,6 +53,7 @@ def test_static_training_repeats_to_the_last_bit(tmp_path: Path) -> None:
     assert len(versions) == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_what_a_static_router_learns() -> None:
     alone = train(PROMPTS, "static", tiny_encoder(), options()).classifier
     taught = train(PROMPTS, "static", tiny_encoder(), options(teacher="tfidf")).classifier
