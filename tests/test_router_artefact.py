@@ -131,6 +131,7 @@ def test_same_fit_has_the_same_version(classifier: FrozenClassifier, saved: Path
         (lambda f: (f / "manifest.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1)), r"manifest\.json is over"),
         (lambda f: edit_manifest(f, format=2), r"format version 2 is not known; this collegium reads 1"),
         (lambda f: edit_manifest(f, threshold=0.1), r"manifest\.json was changed"),
+        (lambda f: edit_manifest(f, metrics={"accuracy": float("inf")}), r"manifest\.json was changed"),
         (lambda f: edit_manifest(f, threshold=7), r"field threshold"),
         (lambda f: edit_manifest(f, surprise=1), r"field surprise"),
         (lambda f: (f / "notes.txt").write_text("x"), r"notes\.txt is not listed"),
