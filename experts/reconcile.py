@@ -185,12 +185,15 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
     if app is not None and app.phase == "running":
         yield Observe(record.name, State.READY, "", app.base_url)
         yield from _deletions(others, actual)
-    elif app is not None and (
-        app.phase == "restarting" or (app.phase == "starting" and app.base_url == record.base_url)
-    ):
+    elif app is not None and _answered_before(app, record):
         # It has answered before, and the edge goes on asking: another replica may answer, and what finds none waits for
         # the new one. A controller of Serve that was started anew calls all applications starting for some seconds.
         yield Observe(record.name, State.READY if app.replicas else State.STARTING, app.reason, app.base_url)
+    elif app is not None and app.phase == "failed" and app.base_url == record.base_url:
+        # It did answer: the card is right, and what failed is a replica that Ray started again. Another try, which is
+        # given up if it fails without having answered.
+        yield Delete(app.name)
+        yield Observe(record.name, State.STARTING, "the engine is started anew", before)
     elif app is not None and app.phase == "failed":
         reason = app.reason or "the engine did not start; see Ray's logs"
         yield GiveUp(app.name, record.name, record.generation, reason)

@@ -166,6 +166,18 @@ def test_what_answered_before_goes_on_until_the_new_engine_is_ready() -> None:
     assert of_kind(ready, Delete) == [Delete(old.name)]
 
 
+def test_an_engine_that_answered_before_it_failed_is_started_anew() -> None:
+    card = engine_card("alpha")
+    broken = app(card, "failed", "Failed to update the deployments")
+    actions = plan([record(card, base_url=broken.base_url)], Actual(apps={broken.name: broken}))
+    assert not of_kind(actions, GiveUp) and of_kind(actions, Delete) == [Delete(broken.name)]
+    assert observed(actions, "alpha") == Observe("alpha", State.STARTING, "the engine is started anew", None)
+    leaving = replace(broken, phase="deleting")
+    assert not of_kind(plan([record(card)], Actual(apps={broken.name: leaving})), Deploy)
+    assert of_kind(plan([record(card)], Actual(apps={})), Deploy)
+    assert of_kind(plan([record(card)], Actual(apps={broken.name: broken})), GiveUp)  # it never answered again
+
+
 def test_an_engine_that_fails_is_given_up_once_with_its_reason_and_tried_again_when_replaced() -> None:
     card = engine_card("alpha")
     broken = app(card, "failed", "OutOfMemoryError: no room")
