@@ -164,7 +164,7 @@ def _kind(record: ExpertRecord) -> str:
     backend = record.card.backend
     if not isinstance(backend, RemoteBackend) or len(backend.addresses) == 1:
         return backend.kind
-    return f"{backend.kind}, {len((record.base_url or '').split())} of {len(backend.addresses)} URLs"
+    return f"{backend.kind}, {len(record.base_urls)} of {len(backend.addresses)} URLs"
 
 
 def _only_generalist(registry: Registry) -> str:

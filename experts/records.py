@@ -57,6 +57,11 @@ class ExpertRecord:
         return self.card.name
 
     @property
+    def base_urls(self) -> tuple[str, ...]:
+        """What answers now: several only of a remote expert with several URLs."""
+        return tuple((self.base_url or "").split())
+
+    @property
     def routable(self) -> bool:
         return self.base_url is not None and not self.removed
 

@@ -103,7 +103,7 @@ class Sources:
             name = card.backend.api_key_env
             key = self._environment.get(name) if name else None
             listed = tuple(address.url for address in card.backend.addresses)
-            urls = tuple(url for url in listed if url in record.base_url.split()) or listed
+            urls = tuple(url for url in listed if url in record.base_urls) or listed
             return Target(card.name, urls[0], card.backend.model, key, vouched=False, urls=urls)
         if isinstance(card.backend, EngineBackend):
             key = engine_key(self._internal_key, card.name)

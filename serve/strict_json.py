@@ -24,13 +24,14 @@ def loads(raw: bytes) -> object:
     Raises:
         ApiError: invalid_json, invalid_unicode or invalid_value.
     """
-    if _items(raw) > MAX_ITEMS and _items(_structure(raw)) > MAX_ITEMS:
+    structure = _structure(raw)
+    if _items(structure) > MAX_ITEMS:
         raise ApiError("invalid_value", f"The body holds more than {MAX_ITEMS} items.", "body")
     try:
         value: object = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise _refusal(error) from error
-    if _keys(value) != _structure(raw).count(b":"):
+    if _keys(value) != structure.count(b":"):
         raise ApiError("invalid_json", "The body holds the same key twice in one object.", "body")
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,3 +120,13 @@ def running(
         with served(app, bounded_protocol(settings)) as url, httpx2.Client(trust_env=False, timeout=20) as http:
             yield Running(url, pool, echo, http, app)
     registry.close()
+
+
+def raw_answer(port: int, sent: bytes) -> bytes:
+    """All that comes back for these bytes, until the other side closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(sent)
+        received = b""
+        while part := connection.recv(65_536):
+            received += part
+    return received

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from collegium.serve.errors import KINDS, ApiError
 from collegium.serve.requests import Api, check, parse_object
 from hypothesis import given
 from hypothesis import strategies as st
-from serve_kit import Running, running
+from serve_kit import Running, raw_answer, running
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -194,15 +193,6 @@ def test_paths_and_methods(edge: Running, method: str, path: str, status: int) -
     assert answer.headers["x-request-id"].startswith("req_")
     if method != "HEAD":
         assert answer.json()["error"]["type"] == "invalid_request_error"
-
-
-def raw_answer(port: int, sent: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(sent)
-        received = b""
-        while part := connection.recv(65_536):
-            received += part
-    return received
 
 
 @pytest.mark.parametrize(

@@ -31,22 +31,13 @@ from collegium.serve.classify import Classifier
 from collegium.serve.metrics import Metrics
 from collegium.serve.settings import EdgeSettings
 from echo_expert import EchoExpert, served
-from serve_kit import KeywordRouter, Pool, Running, card, running
+from serve_kit import KeywordRouter, Pool, Running, card, raw_answer, running
 
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(Path(tmp_path_factory.mktemp("edge"))) as started:
         yield started
-
-
-def answered(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(request)
-        received = b""
-        while part := connection.recv(65_536):
-            received += part
-    return received
 
 
 @pytest.mark.parametrize(
@@ -57,7 +48,7 @@ def answered(port: int, request: bytes) -> bytes:
     ],
 )  # fmt: skip
 def test_a27_odd_targets_lead_to_no_other_way(edge: Running, line: bytes) -> None:
-    answer = answered(edge.port, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = raw_answer(edge.port, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.split(b" ")[1] in (b"400", b"404", b"405")
     assert b'"type":"invalid_request_error"' in answer
 

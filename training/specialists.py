@@ -47,7 +47,7 @@ class Shipped:
 
     `thin` keeps every n-th row of a source that would drown the others. `start` is the sibling whose adapter it goes on
     from. `made` questions with choices are made from its rows and `turns` of them are learned as chat turns, both drawn
-    by hash; with `turns` 0 all are. `gate` is what the admission gate said of the adapter that ships.
+    by hash; with `turns` 0 all are.
     """
 
     domain: str
@@ -61,7 +61,6 @@ class Shipped:
     start: str = ""
     made: int = 0
     turns: int = 0
-    gate: str = ""
 
     def recipe(self) -> Recipe:
         """Rank 8 on the last 15 of 30 layers: half the backward pass, and under 2 MB in bfloat16."""
@@ -72,22 +71,12 @@ class Shipped:
         )  # fmt: skip
 
 
-_NOT = (
-    "Admission gate, {}: **not admitted**, {} % against the base's {} % on {} multiple-choice questions. It learned\n"
-    "the manner of its domain's answers, not to choose among them."
-)
-
 SHIPPED = (
-    Shipped(
-        "science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12},
-        gate="Admission gate, science: admitted, 48.4 % against the base's 34.4 % on 250 questions.",
-    ),
-    Shipped("math", 24_000, 384, gate=_NOT.format("maths", "25.5", "25.0", 552)),
-    Shipped(
-        "coding", 20_000, 256, heldout_rows=24, thin={"nl2bash": 16}, gate=_NOT.format("coding", "24.9", "24.2", 285)
-    ),
-    Shipped("health", 20_000, 320, gate=_NOT.format("health", "31.5", "30.5", 200)),
-)  # fmt: skip
+    Shipped("science", 75_000, 256, choices=True, heldout_rows=40, evaluations=3, lr=1e-3, thin={"opentriviaqa": 12}),
+    Shipped("math", 24_000, 384),
+    Shipped("coding", 20_000, 256, heldout_rows=24, thin={"nl2bash": 16}),
+    Shipped("health", 20_000, 320),
+)
 
 # Not trained yet: they go on from the science adapter, which has learned to choose, on chat turns and made questions.
 CHOOSING = (
@@ -168,7 +157,6 @@ def model_card(folder: Path, shipped: Shipped) -> str:
     metrics = json.loads((folder / "metrics.json").read_text())
     provenance = json.loads((folder / "provenance.json").read_text())
     heldout, recipe = metrics["heldout"], provenance["recipe"]
-    gate = f"\n{shipped.gate}\n" if shipped.gate else ""
     flag = " --choosing" if shipped.start else ""
     before = f"as it began, from smollm2-{shipped.start}" if shipped.start else "before"
     sources = "".join(
@@ -191,7 +179,7 @@ Of these, {metrics["tokens"]:,} tokens were trained on (seed {recipe["seed"]}). 
 
 Perplexity of {shipped.heldout_rows} held-out responses: {heldout["perplexity_before"]:.2f} {before},
 {heldout["perplexity_after"]:.2f} after. Intervals and other domains: docs/specialists.md.
-{gate}
+
 ## Limits
 
 135 million parameters: it writes in the manner of its domain, and its facts and sums are often wrong. It can be worse

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..experts.adapter import AdapterError, read_adapter
 from ..experts.weights import WeightsError, locate
 from .specialize_data import SpecializeError
 
@@ -97,8 +98,9 @@ def adapt(model: PreTrainedModel, recipe: Recipe, start: Path | None = None) -> 
 
 def _go_on_from(start: Path, model: PreTrainedModel, wanted: LoraConfig) -> PeftModel:
     try:
+        read_adapter(start)  # PEFT would also unpickle a .bin file where there is no other
         adapted = PeftModel.from_pretrained(model, str(start), is_trainable=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (AdapterError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SpecializeError(f"the adapter in {start} cannot be loaded: {error}") from error
     found = adapted.peft_config["default"]
     for name in ("r", "lora_alpha", "target_modules", "layers_to_transform", "base_model_name_or_path"):

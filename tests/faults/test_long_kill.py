@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import aiohttp
 import psutil
 import pytest
 import yaml
+from collegium.experts.ray_cluster import free_ports
 from collegium.experts.registry import KeyScope, Registry
 from collegium.experts.state import StateFolder
 from collegium.serve.counters import FILE, WORKERS, Counters
@@ -173,7 +173,7 @@ async def _kill(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixtu
     pool.write_text(yaml.safe_dump([{"name": "only", "generalist": True, "backend": backend}]))
     registry = Registry(state.registry_url)
     registry.add_key("load", _SECRET, KeyScope(concurrent=10_000))
-    port, admin = _free_port(), _free_port()
+    port, admin = free_ports(("public", "admin")).values()
     command = [sys.executable, "-m", "collegium.cli.main", "serve", str(pool), "--state", str(state.path)]
     command += ["--port", str(port), "--admin-port", str(admin), "--workers", "2", "--allow-network", "127.0.0.1"]
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -216,10 +216,3 @@ async def _kill(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixtu
     assert told <= {"error server_is_overloaded", "error no_healthy_expert"}, served.results
     for request, result in served.answered.items():
         assert result != "right" or logged[request]["end"] == "completed"
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
