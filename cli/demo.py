@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -100,7 +102,7 @@ def _served(folder: StateFolder, port: int, admin_port: int) -> Iterator[None]:
     arguments = ["serve", "demo", "--apply-pool", "--state", str(folder.path)]
     arguments += ["--port", str(port), "--admin-port", str(admin_port)]
     command = [sys.executable, "-m", "collegium.cli.main", *arguments]
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=partial(die_with_parent, parent=os.getpid()))
     try:
         yield
     finally:

@@ -75,12 +75,16 @@ def end(find: Callable[[], list[psutil.Process]], patience: float = 10.0) -> lis
     return sorted(ended)
 
 
-def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+def die_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None = None) -> None:
     """Have the kernel send a signal when the thread that started this process ends.
 
     Where a whole process is killed it often comes several times: its threads end one by one and pass the child on.
+    `parent` is the process that started this one, as that has told; it may be gone before this is called.
+
+    Raises:
+        SystemExit: it is gone.
     """
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         raise SystemExit("the parent process is gone")

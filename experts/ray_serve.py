@@ -165,7 +165,7 @@ class RayServe:
 
     def _app(self, name: str, overview: Any, replicas: tuple[str, ...]) -> App:  # noqa: ANN401 - Ray's, untyped here
         expert, _, fingerprint = name.removeprefix(self._prefix).rpartition("-")
-        phase = _PHASES[str(overview.status.value)]
+        phase = app_phase(overview)
         messages = [overview.message, *(deployment.message for deployment in overview.deployments.values())]
         reason = phase_reason(phase, "\n".join(messages))
         return App(name, expert, fingerprint, phase, reason, f"{self._root}{self._route(name)}/v1", replicas)
@@ -238,6 +238,19 @@ def _variables(backend: EngineBackend, source: str, key: str, staged: str) -> di
         # Measured for the 135M model: process and weights take most of the memory, a quarter is left for the cache.
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, int(backend.memory_gb / 4)))
     return variables
+
+
+def app_phase(overview: Any) -> Phase:  # noqa: ANN401 - Ray's, untyped here
+    """The phase that Serve's overview of an application tells of.
+
+    A replica that dies while Serve takes its deployment for being updated, as it does for a while after its controller
+    was started again, makes it call the deployment's start failed; it starts the replica again all the same.
+    """
+    phase = _PHASES[str(overview.status.value)]
+    failed = [one for one in overview.deployments.values() if one.status.value == "DEPLOY_FAILED"]
+    if phase == "failed" and failed and all(one.status_trigger.value == "HEALTH_CHECK_FAILED" for one in failed):
+        return "restarting"
+    return phase
 
 
 def phase_reason(phase: Phase, message: str) -> str:

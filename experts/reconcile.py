@@ -193,7 +193,7 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
         # It did answer: the card is right, and what failed is a replica that Ray started again. Another try, which is
         # given up if it fails without having answered.
         yield Delete(app.name)
-        yield Observe(record.name, State.STARTING, "the engine is started anew", before)
+        yield Observe(record.name, State.STARTING, "the engine is started anew", app.base_url)  # until it is gone
     elif app is not None and app.phase == "failed":
         reason = app.reason or "the engine did not start; see Ray's logs"
         yield GiveUp(app.name, record.name, record.generation, reason)

@@ -124,8 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, required=True, help="state folder")
     parser.add_argument("--registry", help="SQLAlchemy URL; by default a SQLite file in the state folder")
     parser.add_argument("--ray-address", help="join this Ray cluster instead of starting one")
+    parser.add_argument("--parent", type=int, help="id of the process that this one ends with")
     options = parser.parse_args(arguments)
-    die_with_parent()
+    # Killed at once: the next supervisor's reconciler must not find another at work, and any may be killed anywhere.
+    die_with_parent(signal.SIGKILL, options.parent)
     stop = threading.Event()
     stop_on_signals(stop)
     state = StateFolder(options.state)

@@ -134,7 +134,7 @@ def listen(host: str, port: int) -> socket.socket:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to end; returns the exit code."""
     options = _options().parse_args(arguments)
-    die_with_parent(signal.SIGHUP)
+    die_with_parent(signal.SIGHUP, options.parent)
     forbid_core_dumps()
     files = raise_file_limit()
     configure()
@@ -195,6 +195,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--fd", type=int, help="inherited listening socket, instead of host and port")
     parser.add_argument("--workers", type=int, default=1, help="edge processes on this machine")
     parser.add_argument("--worker", type=int, default=0, help="which of them this is, from 0")
+    parser.add_argument("--parent", type=int, help="id of the process that this one ends with")
     parser.add_argument("--router", help="router folder; default: the promoted one, else the starter")
     parser.add_argument("--cost-weight", type=float, default=0.0)
     parser.add_argument("--vsr-headers", action="store_true", help="add vLLM Semantic Router's headers")

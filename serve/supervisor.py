@@ -122,7 +122,7 @@ class _Supervisor:
         environment = {**os.environ, VARIABLE: self._settings.networks.listed}
         if name.startswith("edge"):
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_folder(state))
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, "-m", module, "--parent", str(os.getpid()), *arguments]
         return Child(name, command, state.logs / f"{name}.log", environment, self._report, inherited)
 
     async def run(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from collegium.experts.card import parse_card
-from collegium.experts.ray_serve import engine_settings, failure_reason, phase_reason
+from collegium.experts.ray_serve import app_phase, engine_settings, failure_reason, phase_reason
 
 BACKEND = {"kind": "engine", "model": "lab/model", "memory_gb": 8}
 
@@ -49,6 +49,20 @@ def test_a_start_is_told_in_words() -> None:
     assert "loads the model" in phase_reason("starting", "has 1 replicas that take long to initialize.")
     assert "starts it again" in phase_reason("restarting", "")
     assert phase_reason("running", "whatever") == ""
+
+
+@pytest.mark.parametrize(
+    ("trigger", "phase"), [("HEALTH_CHECK_FAILED", "restarting"), ("REPLICA_STARTUP_FAILED", "failed")]
+)
+def test_a_replica_that_died_during_what_serve_takes_for_an_update_is_no_failed_start(trigger: str, phase: str) -> None:
+    schema = pytest.importorskip("ray.serve.schema")
+    overview, whole = schema.DeploymentStatusOverview, schema.ApplicationStatusOverview
+    statuses, triggers = schema.DeploymentStatus, schema.DeploymentStatusTrigger
+    broken = overview(statuses.DEPLOY_FAILED, triggers(trigger), {}, "")
+    deployments = {"LLMServer": broken, "LLMRouter": overview(statuses.HEALTHY, triggers.UNSPECIFIED, {}, "")}
+    assert app_phase(whole(schema.ApplicationStatus.DEPLOY_FAILED, "", 0.0, deployments)) == phase
+    assert app_phase(whole(schema.ApplicationStatus.DEPLOY_FAILED, "no such module", 0.0, {})) == "failed"
+    assert app_phase(whole(schema.ApplicationStatus.DEPLOYING, "", 0.0, deployments)) == "starting"
 
 
 def test_a_cpu_card_gets_a_cpu_engine_with_its_own_key() -> None:

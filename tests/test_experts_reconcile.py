@@ -171,9 +171,11 @@ def test_an_engine_that_answered_before_it_failed_is_started_anew() -> None:
     broken = app(card, "failed", "Failed to update the deployments")
     actions = plan([record(card, base_url=broken.base_url)], Actual(apps={broken.name: broken}))
     assert not of_kind(actions, GiveUp) and of_kind(actions, Delete) == [Delete(broken.name)]
-    assert observed(actions, "alpha") == Observe("alpha", State.STARTING, "the engine is started anew", None)
-    leaving = replace(broken, phase="deleting")
-    assert not of_kind(plan([record(card)], Actual(apps={broken.name: leaving})), Deploy)
+    assert observed(actions, "alpha") == Observe("alpha", State.STARTING, "the engine is started anew", broken.base_url)
+    leaving = plan(
+        [record(card, base_url=broken.base_url)], Actual(apps={broken.name: replace(broken, phase="deleting")})
+    )
+    assert not of_kind(leaving, Deploy) and observed(leaving, "alpha").base_url is None
     assert of_kind(plan([record(card)], Actual(apps={})), Deploy)
     assert of_kind(plan([record(card)], Actual(apps={broken.name: broken})), GiveUp)  # it never answered again
 

@@ -177,6 +177,15 @@ def test_metrics_and_logs_hold_no_prompt(serving: Serving) -> None:
         assert canary not in log.read_text(), log.name
 
 
+@pytest.mark.parametrize("module", ["collegium.experts.reconciler", "collegium.serve.edge"])
+def test_what_starts_after_its_supervisor_was_killed_ends_at_once(module: str, tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = [sys.executable, "-m", module, "--state", str(tmp_path / "state"), "--parent", str(gone.pid)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and "the parent process is gone" in ended.stderr
+
+
 def _child(pid: int, module: str) -> psutil.Process:
     found = [child for child in psutil.Process(pid).children() if module in " ".join(child.cmdline())]
     assert len(found) == 1, json.dumps([child.cmdline() for child in found])

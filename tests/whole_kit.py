@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -41,7 +43,10 @@ class Serving:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command(), env=self.environment, start_new_session=True, preexec_fn=die_with_parent
+            self.command(),
+            env=self.environment,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, parent=os.getpid()),
         )
 
     def command(self) -> list[str]:
