@@ -46,7 +46,7 @@ class _Pinned(httpx2.BaseTransport):
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
-        self._inner = httpx2.HTTPTransport(trust_env=False, verify=ssl.create_default_context())
+        self._inner = _transport()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
@@ -71,6 +71,11 @@ class _Pinned(httpx2.BaseTransport):
         self._inner.close()
 
 
+def _transport() -> httpx2.HTTPTransport:
+    """No proxy from the environment; certificates are checked with SSL_CERT_FILE, as the edge's connections are."""
+    return httpx2.HTTPTransport(trust_env=False, verify=ssl.create_default_context())
+
+
 class ExpertClient:
     """One base URL (it ends in /v1) and the key to it. Uses no proxy from the environment and follows no redirect.
 
@@ -86,9 +91,8 @@ class ExpertClient:
             headers=headers,
             timeout=timeout,
             trust_env=False,
-            verify=ssl.create_default_context(),  # with SSL_CERT_FILE, as the edge's connections
             follow_redirects=False,
-            transport=_Pinned(networks) if networks is not None else None,
+            transport=_Pinned(networks) if networks is not None else _transport(),
         )
 
     def __enter__(self) -> ExpertClient:

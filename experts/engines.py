@@ -70,6 +70,8 @@ class Engines:
 
     def want(self, wanted: bool, watched: frozenset[str]) -> None:
         """Whether there is any engine to run, and which applications to look at for requests that still run."""
+        if wanted and not self._wanted:
+            self._wake.set()
         self._wanted, self._watched = wanted, watched
 
     def submit(self, work: Work) -> None:
@@ -95,6 +97,8 @@ class Engines:
             self._wake.clear()
 
     def _is_steady(self) -> bool:
+        if self._serve is None:
+            return not self._wanted
         apps = self._view.apps or {}
         return bool(apps) and not self._watched and all(app.phase == "running" for app in apps.values())
 

@@ -69,8 +69,10 @@ class Reconciler:
         actual = self._actual(view)
         actions = plan(self._records, actual)
         self._engines.want(wants_engines(self._records), frozenset(self._unwanted))
+        written = {Observe(r.name, r.state, r.reason, r.base_url) for r in self._records}
         for action in actions:
-            self._act(action)
+            if action not in written:  # or each tick would read the registry once for every expert
+                self._act(action)
 
     def _actual(self, view: EngineView) -> Actual:
         return Actual(
