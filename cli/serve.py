@@ -32,6 +32,10 @@ Port = click.IntRange(1, 65_535)
 @click.option("--router", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Router artefact to use.")
 @click.option("--cost-weight", type=click.FloatRange(0), default=0.0, show_default=True, help="See docs/routing.md.")
 @click.option(
+    "--switch-margin", type=click.FloatRange(0), default=0.0, show_default=True,
+    help="Utility by which another expert must lead before a conversation goes over to it.",
+)  # fmt: skip
+@click.option(
     "--vsr-headers", is_flag=True, help="Add x-vsr-* headers, by which vLLM Semantic Router's tools read a route."
 )
 @click.option(
@@ -49,6 +53,7 @@ def command(
     workers: int,
     router: Path | None,
     cost_weight: float,
+    switch_margin: float,
     vsr_headers: bool,
     networks: tuple[str, ...],
     ray_address: str | None,
@@ -76,6 +81,7 @@ def command(
         workers=workers,
         router=router.absolute() if router else None,
         cost_weight=cost_weight,
+        switch_margin=switch_margin,
         vsr_headers=vsr_headers,
         ray_address=ray_address,
         networks=_networks(networks),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .posterior import Posterior
 
@@ -48,13 +48,19 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`cost_weight`: how much probability of a right answer one generalist's cost is worth. 0 ignores cost."""
+    """`cost_weight`: how much probability of a right answer one generalist's cost is worth. 0 ignores cost.
+
+    `switch_margin`: by how much utility another expert must lead before a conversation goes over to it. With 0 each
+    turn is decided by itself.
+    """
 
     cost_weight: float = 0.0
+    switch_margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cost_weight < float("inf"):
-            raise ValueError(f"cost_weight is {self.cost_weight}; it must be a finite number, 0 or more")
+        for name, value in (("cost_weight", self.cost_weight), ("switch_margin", self.switch_margin)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,12 @@ class Decision:
     reason: str
     runner_up: str | None = None
     scores: tuple[Score, ...] = field(default=(), repr=False)
+
+    @property
+    def lead(self) -> float:
+        """The first one's utility over the next best's; negative where an unsure posterior left a better one out."""
+        others = [score.utility for score in self.scores[1:] if score.excluded is None]
+        return self.scores[0].utility - max(others, default=float("-inf"))
 
 
 class NoExpertError(LookupError):
@@ -126,6 +138,20 @@ def decide(
         runner_up=second.name if second else None,
         scores=(*(scores[expert.name] for expert in ranked), *excluded),
     )
+
+
+def stay(decision: Decision, before: str, margin: float) -> Decision:
+    """The decision that keeps a conversation at `before`, the expert of the turn before.
+
+    It stays where it is allowed and the best leads over it by `margin` of utility or less.
+    """
+    best = decision.scores[0]
+    kept = next((s for s in decision.scores if s.expert == before and s.excluded is None), best)
+    if kept is best or best.utility - kept.utility > margin:
+        return decision
+    read_as = f"{decision.domain} at {decision.confidence:.2f}"
+    told = f"{read_as}; {before} had the turn before, {best.expert} leads by {best.utility - kept.utility:.3f} only"
+    return replace(decision, expert=before, runner_up=best.expert, reason=told)
 
 
 def quality(expert: Candidate, posterior: Posterior, generalists: Sequence[Candidate] = ()) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import commonprefix
+from typing import TypeGuard
 
 MAX_CHARACTERS = 8_000
 EARLIER_TURNS = 3
@@ -82,6 +83,19 @@ def routing_text_of_body(body: Mapping[str, object]) -> str:
     return _plain(body.get("prompt"))
 
 
+def routing_texts_of_body(body: Mapping[str, object]) -> Iterator[str]:
+    """The routing text of every user turn, the last first: what the turns of a conversation were routed by.
+
+    The first is `routing_text_of_body`.
+    """
+    yield routing_text_of_body(body)
+    listed = body.get("messages", body.get("input"))
+    messages = listed if isinstance(listed, list) else []
+    turns = [number for number, message in enumerate(messages) if _is_users(message)]
+    for number in reversed(turns[:-1]):
+        yield routing_text(messages[: number + 1])
+
+
 def is_too_short(text: str) -> bool:
     """Whether a turn cannot be read without the ones before it: three words or fewer, or short and pointing back."""
     words = len(_WORD.findall(text[:200]))
@@ -108,7 +122,7 @@ def _shared(prompts: Sequence[str]) -> str:
 
 def _user_text(message: object) -> str:
     """The bounded text of a user message; empty for other roles and for content without text."""
-    if not isinstance(message, Mapping) or message.get("role") != "user":
+    if not _is_users(message):
         return ""
     content = message.get("content")
     if isinstance(content, str):
@@ -117,6 +131,10 @@ def _user_text(message: object) -> str:
         return ""
     parts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS)
     return bounded("\n".join(part for part in parts if isinstance(part, str)))
+
+
+def _is_users(message: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(message, Mapping) and message.get("role") == "user"
 
 
 def _is_no_surrogate(character: str) -> bool:

@@ -40,7 +40,7 @@ class Classifier:
         self._room = threads + queue
         self._held = 0
         self._lock = threading.Lock()
-        self._budget = budget
+        self.budget = budget
         self._version = ""
         self._slow = 0
 
@@ -64,11 +64,11 @@ class Classifier:
             work.add_done_callback(lambda _: self._release())
             reading = asyncio.wrap_future(work)
             try:
-                await asyncio.wait({reading}, timeout=self._budget)
+                await asyncio.wait({reading}, timeout=self.budget)
             finally:
                 reading.cancel()
         if reading.cancelled():
-            return NoPosterior("classifier_timeout", f"no posterior within {self._budget * 1000:.0f} ms")
+            return NoPosterior("classifier_timeout", f"no posterior within {self.budget * 1000:.0f} ms")
         failure = reading.exception()
         if failure is not None:
             logger.error("classifier %s failed: %s", router.version, type(failure).__name__)

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         state = StateFolder(Path(options.state))
         settings = EdgeSettings(
-            policy=Policy(options.cost_weight),
+            policy=Policy(options.cost_weight, options.switch_margin),
             first_byte=options.first_byte,
             between_events=options.between_events,
             total=options.total,
@@ -198,6 +198,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--parent", type=int, help="id of the process that this one ends with")
     parser.add_argument("--router", help="router folder; default: the promoted one, else the starter")
     parser.add_argument("--cost-weight", type=float, default=0.0)
+    parser.add_argument("--switch-margin", type=float, default=0.0)
     parser.add_argument("--vsr-headers", action="store_true", help="add vLLM Semantic Router's headers")
     parser.add_argument("--classifier-budget", type=float, default=standard.classifier_budget, help="seconds")
     parser.add_argument("--first-byte", type=float, default=standard.first_byte, help="seconds")

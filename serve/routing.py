@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from ..router.decision import Candidate, Decision, NoExpertError, Policy, decide
+from ..router.decision import Candidate, Decision, NoExpertError, Policy, decide, stay
 from ..router.posterior import Posterior
-from ..router.text import routing_text_of_body
+from ..router.text import routing_texts_of_body
 from .classify import Classifier, NoPosterior
 from .errors import ApiError
 from .requests import Request, wants_grammar
@@ -16,6 +19,7 @@ from .snapshot import Snapshot
 
 AUTO = "auto"
 UNREAD = "unclassified"
+_EARLIER_TURNS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,41 @@ async def choose(
         request = replace(request, needs=replace(request.needs, permitted=permitted))
     if request.model != AUTO:
         return Route(_named(request, snapshot), None, snapshot.router.version, named=True)
-    text = routing_text_of_body(request.body)
-    found = await classifier.posterior(snapshot.router, text)
+    texts = routing_texts_of_body(request.body)
+    found = await classifier.posterior(snapshot.router, next(texts))
     try:
         if isinstance(found, NoPosterior):
             decision = _unread(found, snapshot, policy, request)
             return Route(decision, None, snapshot.router.version, fallback=found.code)
         decision = decide(found, snapshot.candidates, policy, request.needs)
+        if decision.lead <= policy.switch_margin > 0:
+            decision = await _conversed(decision, texts, request, snapshot, classifier, policy)
     except NoExpertError as error:
         raise _nobody(snapshot.candidates, request) from error
     return Route(decision, found, snapshot.router.version)
+
+
+async def _conversed(
+    last: Decision, earlier: Iterator[str], request: Request, snapshot: Snapshot, classifier: Classifier, policy: Policy
+) -> Decision:
+    """The last turn's decision after those of the turns before, looked at back to one that is clear by itself.
+
+    The conversation itself tells who had it: the edge remembers none, and any edge decides alike.
+    """
+    decisions = [last]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(classifier.budget):
+            for text in islice(earlier, _EARLIER_TURNS):
+                found = await classifier.posterior(snapshot.router, text)
+                if isinstance(found, NoPosterior):
+                    break
+                decisions.append(decide(found, snapshot.candidates, policy, request.needs))
+                if decisions[-1].lead > policy.switch_margin:
+                    break
+    decision = decisions.pop()
+    while decisions:
+        decision = stay(decisions.pop(), decision.expert, policy.switch_margin)
+    return decision
 
 
 def _unread(why: NoPosterior, snapshot: Snapshot, policy: Policy, request: Request) -> Decision:

@@ -52,6 +52,7 @@ class ServeSettings:
     workers: int = 1
     router: Path | None = None
     cost_weight: float = 0.0
+    switch_margin: float = 0.0
     vsr_headers: bool = False
     ray_address: str | None = None
     networks: Networks = field(default_factory=Networks)
@@ -102,6 +103,7 @@ class _Supervisor:
         joined = ["--ray-address", settings.ray_address] if settings.ray_address else []
         self._reconciler = self._child("reconciler", "collegium.experts.reconciler", [*common, *joined])
         edge = [*common, "--fd", str(public.fileno()), "--cost-weight", str(settings.cost_weight)]
+        edge += ["--switch-margin", str(settings.switch_margin)]
         edge += ["--workers", str(settings.workers)]
         if settings.vsr_headers:
             edge.append("--vsr-headers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collegium.router.decision import Candidate, Needs, NoExpertError, Policy, decide, quality
+from collegium.router.decision import Candidate, Needs, NoExpertError, Policy, decide, quality, stay
 from collegium.router.posterior import Posterior
 from collegium.router.skills import Skill, candidate, effective_skills
 from hypothesis import given
@@ -116,6 +116,30 @@ def test_order_of_the_pool_never_matters(rng: random.Random, size: int) -> None:
 def test_policy_refuses_a_weight_that_is_no_price(weight: float) -> None:
     with pytest.raises(ValueError, match="cost_weight"):
         Policy(weight)
+    with pytest.raises(ValueError, match="switch_margin is"):
+        Policy(switch_margin=weight)
+
+
+def test_a_conversation_goes_over_only_where_another_leads_by_more_than_the_margin() -> None:
+    decision = decide(MATH, [GENERALIST, MATHS, CODER])
+    assert decision.lead == pytest.approx(0.72 - 0.51)
+    kept = stay(decision, "general", 0.22)
+    assert (kept.expert, kept.runner_up) == ("general", "maths") and "leads by 0.210 only" in kept.reason
+    assert stay(decision, "general", 0.2) == stay(decision, "coder", 9.0) == stay(decision, "gone", 9.0) == decision
+
+
+@given(
+    st.lists(st.floats(0.01, 1), min_size=3, max_size=3), st.floats(0, 0.5), st.floats(0, 1),
+    st.sampled_from(["general", "maths", "coder", "gone"]),
+)  # fmt: skip
+def test_who_stays_is_allowed_and_near_and_who_goes_is_not(
+    weights: list[float], margin: float, threshold: float, before: str
+) -> None:
+    posterior = Posterior(LABELS, tuple(weight / sum(weights) for weight in weights), threshold=threshold)
+    decision = decide(posterior, [GENERALIST, MATHS, CODER])
+    allowed = {score.expert: score.utility for score in decision.scores if score.excluded is None}
+    near = before in allowed and allowed[decision.expert] - allowed[before] <= margin
+    assert stay(decision, before, margin).expert == (before if near else decision.expert)
 
 
 def test_posterior_refuses_what_is_no_distribution() -> None:

@@ -14,6 +14,7 @@ from collegium.router.text import (
     normalise,
     routing_text,
     routing_text_of_body,
+    routing_texts_of_body,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,16 @@ def test_parts_of_type_text_are_joined() -> None:
 )
 def test_bodies_of_every_api(body: dict[str, object], text: str) -> None:
     assert routing_text_of_body(body) == text
+
+
+@pytest.mark.parametrize("field", ["messages", "input"])
+def test_each_turn_of_a_conversation_is_read_as_it_was_when_it_was_the_last(field: str) -> None:
+    turns = ("Prove that two and two make four", "why?", "Write a poem about the sea", "shorter")
+    messages = chat(*turns)
+    whole = [{field: chat(*turns[:length])} for length in (4, 3, 2, 1)]
+    assert list(routing_texts_of_body({field: messages})) == [routing_text_of_body(body) for body in whole]
+    assert list(routing_texts_of_body({"prompt": "one text"})) == ["one text"]
+    assert list(routing_texts_of_body({field: [{"role": "assistant", "content": "no user"}]})) == [""]
 
 
 def test_normalised_copy_folds_what_looks_alike() -> None:

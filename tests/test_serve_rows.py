@@ -24,6 +24,7 @@ import httpx2
 import pytest
 from collegium.experts.card import parse_card
 from collegium.experts.registry import KeyScope, Registry, RegistryError, RouterRecord, SkillRecord, State
+from collegium.router.decision import Policy
 from collegium.router.posterior import Posterior
 from collegium.serve.admin import create_admin_app
 from collegium.serve.answer import Exchange
@@ -110,6 +111,30 @@ def test_a20_a_prompt_without_words_goes_to_the_generalist(edge: Running) -> Non
         answer = edge.chat(text)
         assert (answer.status_code, answer.json()["model"]) == (200, "general")
         assert answer.headers["x-collegium-reason"].startswith("low_confidence")
+
+
+@pytest.mark.parametrize(("margin", "told"), [(0.0, "beta"), (0.05, "beta"), (0.2, "alpha")])
+def test_e12_a_conversation_stays_unless_another_leads_by_more_than_the_margin(
+    tmp_path: Path, margin: float, told: str
+) -> None:
+    turns = [f"Please explain to me {what}" for what in ("a sum of primes", "a python function", "a bug in python")]
+    with running(tmp_path, EdgeSettings(policy=Policy(switch_margin=margin))) as edge:
+        for name, domains in (("alpha", {"math": 0.95, "coding": 0.85}), ("beta", {"math": 0.85, "coding": 0.95})):
+            edge.pool.add(card(name, edge.echo.url, domains=domains, admitted=[*domains]))
+        while len(edge.get("/v1/models").json()["data"]) < 6:
+            time.sleep(0.02)
+        said = [{"role": "user", "content": turn} for turn in turns]
+        for length, wanted in ((1, "alpha"), (2, told), (3, told)):
+            answer = edge.post("/v1/chat/completions", json={"model": "auto", "messages": said[:length]})
+            assert answer.json()["model"] == wanted
+        assert ("had the turn before" in answer.headers["x-collegium-reason"]) == (told == "alpha")
+        alone = edge.post("/v1/chat/completions", json={"model": "auto", "messages": said[1:]})
+        assert alone.json()["model"] == "beta"
+        Registry(f"sqlite:///{tmp_path / 'registry.db'}").remove("alpha")
+        while len(edge.get("/v1/models").json()["data"]) > 5:
+            time.sleep(0.02)
+        gone = edge.post("/v1/chat/completions", json={"model": "auto", "messages": said})
+        assert gone.json()["model"] == "beta"
 
 
 def test_f08_no_request_takes_one_experts_key_to_anothers_url(tmp_path: Path) -> None:
