@@ -1,4 +1,8 @@
-"""Options of the whole suite: `--repeat N` runs every test that takes a `seed` with N seeds; `--size` of long tests."""
+"""Options of the whole suite.
+
+`--repeat N` runs every test that takes a `seed` with N seeds, `--size` sizes long tests, `--leaks` searches what was
+written.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, default=1, help="seeds for each test that takes a seed")
     parser.addoption("--size", type=int, help="how many requests, streams, seconds or kills a long test makes")
     parser.addoption("--first-seed", type=int, default=0, help="the first of the seeds")
+    parser.addoption("--leaks", action="store_true", help="log everything, and search all that was written (leaks.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("leaks"):
+        config.pluginmanager.import_plugin("leaks")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -18,13 +18,14 @@ from collegium.serve.edge import Server, create_app
 from collegium.serve.log import configure
 from collegium.serve.settings import EdgeSettings
 from collegium.serve.snapshot import Sources
+from leaks import log_everything
 from serve_kit import KeywordRouter
 
 if __name__ == "__main__":
     descriptor, url, drain = sys.argv[1:4]
     die_with_parent(signal.SIGHUP)
     forbid_core_dumps()
-    configure()
+    log_everything()
     settings = EdgeSettings(drain=float(drain), metrics_folder=os.environ["PROMETHEUS_MULTIPROC_DIR"], header_time=1)
     if sys.argv[4:] == ["debug"]:
         configure(logging.DEBUG)

@@ -19,9 +19,9 @@ from collegium.experts.processes import die_with_parent, raise_file_limit
 from collegium.experts.registry import Registry
 from collegium.serve.edge import Server
 from collegium.serve.gate import Edge
-from collegium.serve.log import configure
 from collegium.serve.settings import EdgeSettings
 from collegium.serve.snapshot import Sources, Watcher
+from leaks import log_everything
 from serve_kit import KeywordRouter
 from starlette.types import Receive, Scope, Send
 
@@ -50,7 +50,7 @@ class Probed(Edge):
 def main(descriptor: int, registry: str, given: dict[str, object]) -> None:
     die_with_parent(signal.SIGHUP)
     raise_file_limit()
-    configure()
+    log_everything()
     counters = given.pop("counters", None)
     settings = EdgeSettings(counters=Path(str(counters)) if counters else None, **given)  # type: ignore[arg-type]
     app = Probed(settings, Watcher(Registry(registry), Sources("internal", {}), KeywordRouter()))
