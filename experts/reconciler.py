@@ -71,8 +71,9 @@ class Reconciler:
         self._engines.want(wants_engines(self._records), frozenset(self._unwanted))
         written = {Observe(r.name, r.state, r.reason, r.base_url) for r in self._records}
         for action in actions:
-            if action not in written:  # or each tick would read the registry once for every expert
-                self._act(action)
+            if isinstance(action, Observe) and action in written:
+                continue  # or each tick would ask the registry once for every expert
+            self._act(action)
 
     def _actual(self, view: EngineView) -> Actual:
         return Actual(
