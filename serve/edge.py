@@ -79,6 +79,7 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._patience = settings.drain
+        self._last_patience = settings.total
         self._listener = listener
         self._parent = os.getppid()
         self._drain: asyncio.Task[None] | None = None
@@ -100,10 +101,10 @@ class Server(uvicorn.Server):
         if self._drain is not None:
             self.should_exit = self.force_exit = True
             return
-        self._begin_to_drain()
+        self._begin_to_drain(self._patience)
 
     def _told_of_an_end(self) -> None:
-        """Of the supervisor, or only of one of its threads."""
+        """Of the supervisor, or only of one of its threads. Nobody waits for this process then: all answers may end."""
         if os.getppid() == self._parent:
             return
         # Nobody is left to own the port; a new supervisor must get it while running answers finish.
@@ -111,10 +112,10 @@ class Server(uvicorn.Server):
             server.close()
         self._listener.close()
         if self._drain is None:
-            self._begin_to_drain()
+            self._begin_to_drain(self._last_patience)
 
-    def _begin_to_drain(self) -> None:
-        self._drain = asyncio.create_task(self._app.drain(self._patience))
+    def _begin_to_drain(self, patience: float) -> None:
+        self._drain = asyncio.create_task(self._app.drain(patience))
         self._drain.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 

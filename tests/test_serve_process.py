@@ -164,8 +164,8 @@ def bound(listener: socket.socket, address: tuple[str, int]) -> bool:
     return True
 
 
-def test_an_orphan_frees_the_port_while_it_drains(tmp_path: Path) -> None:
-    with workers(tmp_path, drain="60") as edge:
+def test_an_orphan_frees_the_port_and_answers_to_the_end(tmp_path: Path) -> None:
+    with workers(tmp_path, drain="0.1") as edge:
         # With threads, as the supervisor: the kernel tells a child of the end of each.
         script = "import subprocess, sys, threading, time; p = subprocess.Popen(sys.argv[2:], close_fds=False); " + (
             "[threading.Thread(target=time.sleep, args=(600,)).start() for _ in range(40)]; "
