@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from collegium.serve.log import JsonLines, configure
 
-SAID = re.compile(rb"[\w-]*\d[\w-]*(?: python sum,)? \d+ tokens|(?: alpha| beta| gamma| delta){2}|\bsk-[a-z]+-\w+")
+SAID = re.compile(rb"\d[\w-]{0,40}(?: python sum,)? \d{1,4} tokens|(?: alpha| beta| gamma| delta){2}|\bsk-[a-z]+-\w+")
 DEBUG = "COLLEGIUM_TEST_DEBUG"  # edge processes of the tests log everything where it is set
 
 
