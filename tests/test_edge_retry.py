@@ -7,7 +7,7 @@ import random
 import pytest
 from collegium.serve.breaker import Breaker
 from collegium.serve.failure import Fault, UpstreamError
-from collegium.serve.retry import Budget, blame, elsewhere, executed, pause, same_again, sibling
+from collegium.serve.retry import ENDS, Budget, blame, elsewhere, executed, may_return, pause, same_again, sibling
 
 CODES = {
     Fault.CONNECT: "upstream_connection_failed",
@@ -29,7 +29,8 @@ def test_only_what_was_not_done_or_may_be_done_twice_is_sent_again(fault: Fault)
     safe = always | {Fault.RESET, Fault.ERROR, Fault.INVALID, Fault.BROKEN}
     assert same_again(failure(fault), False, sent=1, others=False) == (fault in always)
     assert same_again(failure(fault), True, sent=1, others=False) == (fault in safe)
-    assert not same_again(failure(fault), True, sent=3, others=False)
+    assert same_again(failure(fault), True, sent=2, others=False) == (fault is Fault.BUSY)
+    assert not any(same_again(failure(fault), True, sent, others=False) for sent in (3, 4))
     assert not same_again(failure(fault), True, sent=2, others=True)
 
 
@@ -38,7 +39,7 @@ def test_another_replica_is_asked_for_whatever_is_not_the_requests_fault(fault: 
     assert sibling(failure(fault), sent=1, others=True) == sibling(failure(fault), sent=2, others=False)
     assert sibling(failure(fault), sent=1, others=True) == (fault is not Fault.REFUSED)
     assert not sibling(failure(fault), sent=2, others=True)
-    assert not sibling(failure(fault), sent=3, others=False)
+    assert not any(sibling(failure(fault), sent, others=False) for sent in (3, 4))
     assert not sibling(failure(Fault.REFUSED, "context_length_exceeded"), sent=1, others=False)
 
 
@@ -50,12 +51,27 @@ def test_a_late_expert_is_never_asked_again_but_another_may_be() -> None:
     assert not executed(failure(Fault.CONNECT)) and not executed(failure(Fault.OPEN))
 
 
+@pytest.mark.parametrize("fault", Fault)
+def test_an_engine_that_is_gone_may_return_unless_the_request_seems_to_end_it(fault: Fault) -> None:
+    gone = fault in {Fault.CONNECT, Fault.OPEN, Fault.BUSY, Fault.RESET, Fault.ERROR, Fault.BROKEN}
+    assert may_return([failure(fault)]) == may_return([failure(Fault.INVALID), failure(fault)]) == gone
+    assert not may_return([failure(fault), failure(Fault.LATE)])
+    twice = [failure(Fault.RESET), failure(Fault.BROKEN)]
+    assert may_return([*twice, failure(fault)]) == (gone and fault not in ENDS)
+    assert not may_return([*twice, *twice, failure(fault)])
+    assert not may_return([failure(fault, "rate_limit_exceeded")])
+
+
 def test_the_wait_is_what_was_asked_for_or_full_jitter() -> None:
     chance = random.Random(1)
     asked = [pause(failure(Fault.BUSY, wait=2), 1, chance) for _ in range(50)]
     assert all(2 <= one <= 2.1 for one in asked) and len(set(asked)) > 40
     second = [pause(failure(Fault.BUSY), 2, chance) for _ in range(200)]
     assert max(second) <= 0.4 and min(second) < 0.05 and max(second) > 0.35
+    third, late = ([pause(failure(Fault.BUSY), sent, chance) for _ in range(200)] for sent in (3, 30))
+    assert 0.7 < max(third) <= 0.8 and 1.8 < max(late) <= 2.0
+    unseen = [pause(failure(Fault.CONNECT), 1, chance) for _ in range(200)]
+    assert min(unseen) >= 0 and 0.04 < max(unseen) <= 0.05
 
 
 def test_second_sendings_stay_within_a_tenth_of_the_requests() -> None:
