@@ -59,6 +59,27 @@ def test_an_event_without_an_end_is_bounded() -> None:
         Parser(100).feed(b"data: 0123456789\n" * 20)
 
 
+def test_the_bound_is_of_one_line_and_of_one_events_data() -> None:
+    fits = Parser(20)
+    for _ in range(5):
+        assert fits.feed(b"data:0123456789\ndata:01234567\n\n") == [
+            Event("0123456789\n01234567")
+        ]  # with their line ends 20
+        assert fits.feed(b":0123456789012345678\na") == [] and fits.feed(b"\n") == []
+    with pytest.raises(EventTooLongError, match="longer than 20"):
+        fits.feed(b"data:0123456789\ndata:012345678\n\n")
+    halves = Parser(20)
+    assert halves.feed(b"data:0123") == halves.feed(b"45678901234") == []
+    with pytest.raises(EventTooLongError):
+        halves.feed(b"5")
+
+
+def test_a_mark_of_byte_order_is_dropped_at_the_beginning_only() -> None:
+    parser = Parser(100)
+    marked = "\ufeffdata: 1\n\n".encode()
+    assert parser.feed(marked) == [Event("1")] and parser.feed(marked) == []
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
