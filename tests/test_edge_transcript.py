@@ -152,3 +152,54 @@ def test_a_stream_with_more_than_text_is_not_continued() -> None:
     thought = {**choice, "delta": {"reasoning": "hm"}, "token_ids": [6]}
     fed(stream, Client(), [{"id": "x", "object": "o", "model": "m", "choices": [thought]}])
     assert not transcript.usable
+
+
+def transcript(*chunks: tuple[list[int], str]) -> Transcript:
+    """What an engine said to the prompt of ids 1 and 2, chunk by chunk."""
+    found = Transcript({"max_tokens": 50})
+    found.start([1, 2])
+    for ids, text in chunks:
+        found.note(ids, text, others=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("chunks", "kept", "owed"),
+    [
+        ([([10], "a"), ([11, 12], "bc"), ([13], "d"), ([14], "e")], ([10, 11, 12, 13], "abcd"), ([14], "e")),
+        ([([10], "a"), ([11], ""), ([12, 13], "é")], ([10], "a"), ([11, 12, 13], "é")),  # a character of several tokens
+        ([([10], "a"), ([11], "")], ([], ""), ([10, 11], "a")),
+        ([([10], "a")], ([], ""), ([10], "a")),
+    ],
+)
+def test_a_continuation_begins_where_an_engine_can_and_says_the_last_portion_again(
+    chunks: list[tuple[list[int], str]], kept: tuple[list[int], str], owed: tuple[list[int], str]
+) -> None:
+    cut = transcript(*chunks)
+    for _ in range(2):  # a second engine that says nothing changes nothing
+        cut.rewind()
+        assert ((cut.tokens, cut.text), (cut.owed_tokens, cut.owed)) == (kept, owed)
+    asked_for = cut.request("m", None)
+    assert (asked_for["prompt"], asked_for["max_tokens"]) == ([1, 2, *kept[0]], 50 - len(kept[0]))
+
+
+def test_a_continuation_that_breaks_off_itself_begins_after_what_it_said_again() -> None:
+    cut = transcript(([10], "a"), ([11, 12], "bc"))
+    cut.rewind()
+    assert cut.accept([11], "b", finished=False) == ""
+    cut.rewind()
+    assert (cut.tokens, cut.text, cut.owed_tokens, cut.owed) == ([10, 11], "ab", [12], "c")
+    assert cut.accept([12], "cd", finished=False) == "d" and cut.accept([13], "e", finished=True) == "e"
+    assert (cut.tokens, cut.text, cut.owed) == ([10, 11, 12, 13], "abcde", "")
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "finished"),
+    [([99], "b", False), ([11], "x", False), ([11, 99], "b", False), ([11], "b", True), ([], "", True)],
+)
+def test_other_tokens_other_text_or_an_early_end_is_no_continuation(ids: list[int], text: str, finished: bool) -> None:
+    cut = transcript(([10], "a"), ([11, 12], "bc"))
+    cut.rewind()
+    with pytest.raises(UpstreamError) as caught:
+        cut.accept(ids, text, finished)
+    assert caught.value.fault is Fault.INVALID and (cut.tokens, cut.text, cut.owed) == ([10], "a", "bc")
