@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 MARK = "COLLEGIUM_ENGINES"
+READY = "COLLEGIUM_READY_FD"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,6 +89,14 @@ def die_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         raise SystemExit("the parent process is gone")
+
+
+def tell_ready() -> None:
+    """Tell the process that started this one, if that wants to know, that this one has come up."""
+    descriptor = os.environ.pop(READY, None)
+    if descriptor is not None:
+        os.write(int(descriptor), b"1")
+        os.close(int(descriptor))
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

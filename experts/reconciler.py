@@ -19,7 +19,7 @@ from .engines import Engines, EngineView
 from .lora import Adapters
 from .networks import Networks
 from .probes import Probes
-from .processes import die_with_parent
+from .processes import die_with_parent, tell_ready
 from .ray_cluster import RayCluster
 from .reconcile import Action, Actual, Delete, Deploy, Forget, GiveUp, Observe, plan, wants_engines
 from .records import ExpertRecord, RegistryError
@@ -53,6 +53,7 @@ class Reconciler:
             try:
                 self.tick()
                 self._say("")
+                tell_ready()
             except RegistryError as error:
                 self._say(str(error))
             if not self._engines.alive:

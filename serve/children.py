@@ -8,16 +8,24 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
+from ..experts.processes import READY
+
 LOG_LIMIT = 10 * 1024 * 1024  # bytes; an older log is kept once, as *.1
-STEADY = 5.0  # seconds after which a child has got beyond its start, and its back-off begins anew
+STEADY = 5.0  # seconds after which a child's back-off begins anew
+_LONGEST, _LONGEST_READY = 10.0, 1.0
 
 
 class Child:
-    """Runs `command` until `stop()`; a child that dies is started again after 0.1 s, doubling up to 10 s."""
+    """Runs `command` until `stop()`; a child that dies is started again after 0.1 s.
+
+    Where it dies within STEADY of its start that doubles, up to 10 s, or 1 s where it had come up (tell_ready): what
+    kills it then is more likely outside, and clients wait.
+    """
 
     def __init__(
         self,
@@ -49,26 +57,29 @@ class Child:
         wait = 0.1
         while not self._stopping:
             started = time.monotonic()
-            code = await self._run_once()
+            code, ready = await self._run_once()
             if self._stopping:
                 return
-            wait = 0.1 if time.monotonic() - started > STEADY else min(wait * 2, 10.0)
+            steady = time.monotonic() - started > STEADY
+            wait = 0.1 if steady else min(wait * 2, _LONGEST_READY if ready else _LONGEST)
             self._report(f"{self.name} ended with code {code}; starting it again in {wait:.1f} s (see {self._log})")
             await asyncio.sleep(wait)
 
-    async def _run_once(self) -> int:
+    async def _run_once(self) -> tuple[int, bool]:
+        """Its exit code, and whether it had come up."""
         _rotate(self._log)
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, _pipe() as (told, tells):
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
-                pass_fds=self._inherited,
+                env={**self._environment, READY: str(tells.fileno())},
+                pass_fds=(*self._inherited, tells.fileno()),
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends its children in order
             )
-            return await self._watched(self._process)
+            tells.close()
+            return await self._watched(self._process), bool(told.read(1))
 
     async def _watched(self, process: asyncio.subprocess.Process) -> int:
         """Its exit code; its log is kept small meanwhile."""
@@ -97,6 +108,15 @@ class Child:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """A pipe to read from, without waiting, and to write to."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with FileIO(reading) as told, FileIO(writing, "w") as tells:
+        yield told, tells
 
 
 def _rotate(log: Path) -> None:

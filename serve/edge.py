@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from ..experts.networks import Networks
-from ..experts.processes import die_with_parent, forbid_core_dumps, raise_file_limit
+from ..experts.processes import die_with_parent, forbid_core_dumps, raise_file_limit, tell_ready
 from ..experts.registry import Registry, RegistryError
 from ..experts.state import StateFolder
 from ..experts.weights import locate
@@ -91,6 +91,10 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(number, self._told_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._told_of_an_end)
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        tell_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
