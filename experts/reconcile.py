@@ -155,9 +155,12 @@ def _deletions(apps: Sequence[App], actual: Actual) -> Iterator[Action]:
 
 
 def _remote(record: ExpertRecord, backend: RemoteBackend, actual: Actual) -> Observe:
-    """Ready with the first of its URLs that answers; the base URLs are those that do."""
+    """Ready with the first of its URLs that answers; the base URLs are those that do.
+
+    What was not asked yet, as after a start of the reconciler, is taken to be as it was.
+    """
     probes = [(address.url, actual.probes.get(address)) for address in backend.addresses]
-    good = [url for url, probe in probes if probe is not None and probe.ok]
+    good = [url for url, probe in probes if (url in record.base_urls if probe is None else probe.ok)]
     reasons = [f"asking {url}" if probe is None else probe.reason for url, probe in probes if url not in good]
     reason = "; ".join(reasons)
     if good:

@@ -147,6 +147,20 @@ def test_it_gets_there(records: tuple[ExpertRecord, ...], apps: dict[str, App], 
         assert extra <= {r.name for r in desired if (r.name, r.generation) in failures}
 
 
+def test_a_remote_expert_that_was_not_asked_yet_is_as_it_was() -> None:
+    card = remote_card("far")
+    url = "http://127.0.0.1:9/v1"
+    assert observed(plan([record(card, base_url=url)], Actual()), "far") == Observe("far", State.READY, "", url)
+    assert observed(plan([record(card)], Actual()), "far").state is State.STARTING
+    moved = observed(
+        plan([record(card, base_url="http://127.0.0.1:8/v1")], Actual()), "far"
+    )  # its card has another URL
+    assert (moved.state, moved.base_url) == (State.STARTING, None)
+    (address,) = card.backend.addresses  # type: ignore[union-attr]
+    failed = Actual(probes={address: Probe(False, "it does not answer")})
+    assert observed(plan([record(card, base_url=url)], failed), "far").state is State.FAILED
+
+
 def test_an_empty_registry_ends_nothing() -> None:
     running = app(engine_card("alpha"), "running")
     assert plan([], Actual(apps={running.name: running}, unused=frozenset({running.name}))) == []
