@@ -189,8 +189,7 @@ def _engine(record: ExpertRecord, actual: Actual, apps: Sequence[App]) -> Iterat
         yield Observe(record.name, State.READY, "", app.base_url)
         yield from _deletions(others, actual)
     elif app is not None and _answered_before(app, record):
-        # It has answered before, and the edge goes on asking: another replica may answer, and what finds none waits for
-        # the new one. A controller of Serve that was started anew calls all applications starting for some seconds.
+        # The edge goes on asking: another replica may answer, and what finds none waits for the new one.
         yield Observe(record.name, State.READY if app.replicas else State.STARTING, app.reason, app.base_url)
     elif app is not None and app.phase == "failed" and app.base_url == record.base_url:
         # It did answer: the card is right, and what failed is a replica that Ray started again. Another try, which is

@@ -149,8 +149,8 @@ def stay(decision: Decision, before: str, margin: float) -> Decision:
     kept = next((s for s in decision.scores if s.expert == before and s.excluded is None), best)
     if kept is best or best.utility - kept.utility > margin:
         return decision
-    read_as = f"{decision.domain} at {decision.confidence:.2f}"
-    told = f"{read_as}; {before} had the turn before, {best.expert} leads by {best.utility - kept.utility:.3f} only"
+    lead = f"{best.expert} leads by {best.utility - kept.utility:.3f} only"
+    told = f"{_read_as(decision)}; {before} had the turn before, {lead}"
     return replace(decision, expert=before, runner_up=best.expert, reason=told)
 
 
@@ -202,7 +202,7 @@ def _exclusion(expert: Candidate, posterior: Posterior, needs: Needs) -> str | N
 
 
 def _reason(posterior: Posterior, best: Candidate, second: Candidate | None, scores: Mapping[str, Score]) -> str:
-    read_as = f"{posterior.domain} at {posterior.confidence:.2f}"
+    read_as = _read_as(posterior)
     if posterior.abstained:
         role = (
             "the generalist answers" if best.generalist else f"no generalist is allowed, {best.name} is the best left"
@@ -214,3 +214,7 @@ def _reason(posterior: Posterior, best: Candidate, second: Candidate | None, sco
         return f"{read_as}; {best.name} is the only expert allowed"
     lead = scores[best.name].utility - scores[second.name].utility
     return f"{read_as}; {best.name} has utility {scores[best.name].utility:.3f}, {lead:.3f} over {second.name}"
+
+
+def _read_as(reading: Posterior | Decision) -> str:
+    return f"{reading.domain} at {reading.confidence:.2f}"

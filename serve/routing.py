@@ -55,7 +55,7 @@ async def choose(
             decision = _unread(found, snapshot, policy, request)
             return Route(decision, None, snapshot.router.version, fallback=found.code)
         decision = decide(found, snapshot.candidates, policy, request.needs)
-        if decision.lead <= policy.switch_margin > 0:
+        if policy.switch_margin > 0 and decision.lead <= policy.switch_margin:
             decision = await _conversed(decision, texts, request, snapshot, classifier, policy)
     except NoExpertError as error:
         raise _nobody(snapshot.candidates, request) from error
