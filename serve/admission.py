@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -45,10 +45,10 @@ class _Lane:
     """One engine's places: `running` are taken, and the waiting stand in one row for each key."""
 
     capacity: int
+    first: float  # when the first place was taken
     running: int = 0
     waiting: int = 0
     seconds: float | None = None  # that a place is held, smoothed
-    first: float = field(default_factory=time.monotonic)  # when the first place was taken
     rows: dict[str, deque[_Waiter]] = field(default_factory=dict)
     order: deque[str] = field(default_factory=deque)
     deficits: dict[str, int] = field(default_factory=dict)
@@ -81,10 +81,10 @@ class _Lane:
             self.order.rotate(-1)
         return None
 
-    def expected_wait(self, key: str) -> float:
+    def expected_wait(self, key: str, now: float) -> float:
         """Seconds until a newcomer of this key has its turn: keys alternate, so only so many of each come before it."""
         # Until a place is given back nobody knows how long one is held; so long at least.
-        seconds = time.monotonic() - self.first if self.seconds is None else self.seconds
+        seconds = now - self.first if self.seconds is None else self.seconds
         own = len(self.rows.get(key, ())) + 1
         ahead = sum(min(len(row), own) for name, row in self.rows.items() if name != key) + own
         return ahead * seconds / self.capacity
@@ -100,10 +100,14 @@ class _Lane:
 
 
 class Admission:
-    """Places for requests at the engines. Everything happens in the event loop; nothing here blocks."""
+    """Places for requests at the engines. Everything happens in the event loop; nothing here blocks.
 
-    def __init__(self, bounds: Bounds) -> None:
+    `clock` tells seconds, and never goes back.
+    """
+
+    def __init__(self, bounds: Bounds, clock: Callable[[], float] = time.monotonic) -> None:
         self._bounds = bounds
+        self._clock = clock
         self._lanes: dict[str, _Lane] = {}
         self._waiting = 0
 
@@ -126,23 +130,23 @@ class Admission:
         Raises:
             ApiError: 503, it would wait too long, did wait too long, or the queue is full.
         """
-        lane = self._lanes.setdefault(engine, _Lane(capacity))
+        lane = self._lanes.setdefault(engine, _Lane(capacity, self._clock()))
         lane.capacity = capacity
         if lane.running < capacity and not lane.waiting:
             lane.running += 1
         else:
             patience = max(min(self._bounds.patience, left), 0.0)
             await self._wait(lane, _Waiter(key, min(max(cost, 1), _DEAREST), asyncio.Future()), patience)
-        since = time.monotonic()
+        since = self._clock()
         try:
             yield
         finally:
-            held = time.monotonic() - since
+            held = self._clock() - since
             lane.seconds = held if lane.seconds is None else lane.seconds + _SMOOTHING * (held - lane.seconds)
             self._release(engine, lane)
 
     async def _wait(self, lane: _Lane, waiter: _Waiter, patience: float) -> None:
-        expected = lane.expected_wait(waiter.key)
+        expected = lane.expected_wait(waiter.key, self._clock())
         if expected > _HOPE * patience:
             raise _overloaded(expected)
         self._make_room(lane, waiter.key, expected)
@@ -153,7 +157,7 @@ class Admission:
                 await waiter.turn
         except TimeoutError as error:
             self._give_up(lane, waiter)
-            raise _overloaded(lane.expected_wait(waiter.key)) from error
+            raise _overloaded(lane.expected_wait(waiter.key, self._clock())) from error
         except asyncio.CancelledError:
             self._give_up(lane, waiter)
             raise

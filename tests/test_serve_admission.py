@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable, Coroutine
 
+import looptime
 import pytest
 from collegium.serve.admission import QUANTUM, Admission, Bounds
 from collegium.serve.errors import ApiError
@@ -15,6 +17,12 @@ async def _held(admission: Admission, key: str, done: list[str], cost: int = 1, 
     async with admission.place("engine", 1, key, cost):
         await asyncio.sleep(seconds)
         done.append(key)
+
+
+def _in_its_own_time(main: Callable[[Admission], Coroutine[None, None, None]], bounds: Bounds) -> None:
+    """Run it with an event loop whose seconds pass only when nothing is left to do: exact on any machine."""
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(main(Admission(bounds, runner.get_loop().time)))
 
 
 async def _settle() -> None:
@@ -85,8 +93,7 @@ def test_the_bound_over_all_engines() -> None:
 
 
 def test_a_request_that_would_wait_too_long_is_refused_at_once_with_advice() -> None:
-    async def main() -> None:
-        admission = Admission(Bounds(patience=1.0))
+    async def main(admission: Admission) -> None:
         done: list[str] = []
         first = asyncio.create_task(_held(admission, "x", done, seconds=0.6))
         await _settle()
@@ -99,41 +106,41 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_with_advice() -> 
         assert dict(refused.value.headers())[b"retry-after"] in (b"2", b"3")
         await asyncio.gather(second, third)
 
-    asyncio.run(main())
+    _in_its_own_time(main, Bounds(patience=1.0))
 
 
 def test_before_any_place_came_back_the_wait_is_judged_by_how_long_they_are_held() -> None:
-    async def main() -> None:
-        admission = Admission(Bounds(patience=0.25))
+    async def main(admission: Admission) -> None:
         done: list[str] = []
-        first = asyncio.create_task(_held(admission, "x", done, seconds=0.24))
+        first = asyncio.create_task(_held(admission, "x", done, seconds=0.9))
         await _settle()
         second = asyncio.create_task(_held(admission, "x", done))
-        await asyncio.sleep(0.22)
+        await asyncio.sleep(0.41)
         assert admission.waiting == 1  # joined when nothing was known
         with pytest.raises(ApiError):
-            await _held(admission, "x", done)
+            await _held(admission, "x", done)  # two before it, each held for 0.41 s at least: 0.82 of its second
         await asyncio.gather(first, second)
         assert len(done) == 2
 
-    asyncio.run(main())
+    _in_its_own_time(main, Bounds(patience=1.0))
 
 
 def test_a_request_that_waited_too_long_leaves_the_queue() -> None:
-    async def main() -> None:
-        admission = Admission(Bounds(patience=0.05))
+    async def main(admission: Admission) -> None:
+        loop = asyncio.get_running_loop()
         async with admission.place("engine", 1, "x", 1):
+            began = loop.time()
             with pytest.raises(ApiError) as refused:
                 await _held(admission, "x", [])
             assert (refused.value.status, admission.waiting) == (503, 0)
+            assert loop.time() - began == pytest.approx(10.0)
 
-    asyncio.run(main())
+    _in_its_own_time(main, Bounds(patience=10.0))
 
 
 def test_places_are_never_lost_nor_doubled_when_requests_leave_at_any_moment() -> None:
-    async def main() -> None:
+    async def main(admission: Admission) -> None:
         rng = random.Random(1)
-        admission = Admission(Bounds(queue=10, queues=15, patience=0.02))
         running: Counter[str] = Counter()
         capacity = {"a": 3, "b": 1}
 
@@ -161,4 +168,4 @@ def test_places_are_never_lost_nor_doubled_when_requests_leave_at_any_moment() -
         await _held(admission, "x", done)
         assert done == ["x"]
 
-    asyncio.run(main())
+    _in_its_own_time(main, Bounds(queue=10, queues=15, patience=0.02))
