@@ -138,6 +138,51 @@ def test_one_request_at_a_time_tries_a_half_open_breaker() -> None:
     assert breaker.closed
 
 
+def test_a_closed_breakers_request_counts_once_and_its_first_content_counts_as_nothing() -> None:
+    breaker = Breaker(3, 5.0, Now())
+    for _ in range(2):
+        permit = breaker.admit()
+        assert permit is not None
+        permit.alive()
+        permit.failed()
+        permit.failed()
+        permit.succeeded()
+        assert breaker.closed
+    last = breaker.admit()
+    assert last is not None
+    last.failed()
+    assert not breaker.closed
+
+
+def test_a_probe_that_ends_late_does_not_end_the_next_one() -> None:
+    now = Now()
+    breaker = opened(now)
+    now.time += 6
+    first = breaker.admit()
+    assert first is not None
+    first.alive()
+    for _ in range(3):
+        permit = breaker.admit()
+        assert permit is not None
+        permit.failed()
+    now.time += 6
+    second = breaker.admit()
+    assert second is not None
+    first.abandoned()
+    assert breaker.admit() is None
+
+
+def test_an_answer_shows_that_an_expert_is_back_after_a_look_did_not() -> None:
+    now = Now()
+    breaker = opened(now)
+    breaker.looked(False)
+    now.time += 6
+    probe = breaker.admit()
+    assert probe is not None
+    probe.succeeded()
+    assert breaker.alive
+
+
 def test_a_look_says_when_to_try_again_and_that_there_is_no_need_to() -> None:
     now = Now()
     breaker = opened(now)
