@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import create_engine, delete, event, insert, select, update
+from sqlalchemy import create_engine, delete, event, insert, inspect, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
 
 from . import expert_rows, key_rows, router_rows
 from .card import Card
@@ -76,10 +77,13 @@ class Registry:
 
     # Experts
 
-    def experts(self) -> list[ExpertRecord]:
-        """All records in order of name, those being removed included."""
+    def experts(self, known: Iterable[ExpertRecord] = ()) -> list[ExpertRecord]:
+        """All records in order of name, those being removed included.
+
+        Of those in `known`, read before, that nobody has changed since, the same record is returned.
+        """
         with self._read() as connection:
-            return expert_rows.read(connection)
+            return expert_rows.read(connection, {record.name: record for record in known})
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -111,7 +115,7 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            present = {record.name: record for record in expert_rows.read(connection)}
+            present = {record.name: record for record in expert_rows.read(connection, {})}
             for card in cards:
                 if card.name not in present:
                     expert_rows.add(connection, card)
@@ -260,7 +264,7 @@ class Registry:
     def _create_schema(self) -> None:
         try:
             with self._engine.begin() as connection:
-                METADATA.create_all(connection)
+                _create_missing(connection)
                 for key, value in (("version", 0), ("schema", SCHEMA_VERSION)):
                     if connection.execute(select(META).where(META.c.key == key)).first() is None:
                         connection.execute(insert(META).values(key=key, value=value))
@@ -281,6 +285,14 @@ def _tell_empty(database: str | None) -> None:
     file = Path(database) if database else None
     if file is not None and file.is_file() and file.stat().st_size == 0:
         logger.warning("%s is an empty file: a new registry without experts and keys begins there", file)
+
+
+def _create_missing(connection: Connection) -> None:
+    """Create the tables that are missing, of which another process may create some at the same time."""
+    found = inspect(connection)
+    for table in METADATA.sorted_tables:
+        if not found.has_table(table.name):
+            connection.execute(CreateTable(table, if_not_exists=True))
 
 
 def _meta(connection: Connection, key: str) -> int:
