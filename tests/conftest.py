@@ -1,7 +1,7 @@
 """Options of the whole suite.
 
-`--repeat N` runs every test that takes a `seed` with N seeds, `--size` sizes long tests, `--leaks` searches what was
-written.
+`--repeat N` runs every test that takes a `seed` with N seeds, `--size` sizes long tests and `--minutes` the soak,
+`--leaks` searches what was written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ settings.load_profile("untimed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, default=1, help="seeds for each test that takes a seed")
     parser.addoption("--size", type=int, help="how many requests, streams, seconds or kills a long test makes")
+    parser.addoption("--minutes", type=float, default=2.0, help="how long the soak sends requests")
     parser.addoption("--first-seed", type=int, default=0, help="the first of the seeds")
     parser.addoption("--leaks", action="store_true", help="log everything, and search all that was written (leaks.py)")
 

@@ -189,6 +189,12 @@ class Expert:
     def of(self, tag: str) -> list[Attempt]:
         return [attempt for attempt in self.attempts if attempt.tag == tag]
 
+    def forget(self) -> list[Attempt]:
+        """All attempts so far, which are over; the next at the same prompts are the first again."""
+        told, self.attempts = self.attempts, []
+        self._counts.clear()
+        return told
+
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
