@@ -39,7 +39,8 @@ class Client:
         self.ids.add((chunk["id"], chunk["object"], chunk["model"]))
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk["choices"]:
-            assert self.finish is None
+            chat = chunk["object"] == "chat.completion.chunk"
+            assert self.finish is None and ("delta" in choice, "text" in choice) == (chat, not chat)
             self.text += choice.get("text") or choice.get("delta", {}).get("content") or ""
             self.finish = choice["finish_reason"]
 
@@ -104,6 +105,7 @@ def test_the_continuation_asks_for_what_is_left() -> None:
     assert kept == known[: len(kept)] and 0 < len(known) - len(kept) <= 6
     assert request["max_tokens"] == 500 - len(kept)
     assert (request["seed"], request["cache_salt"], request["temperature"]) == (3, "s", 0)
+    assert request["stream"] is request["return_token_ids"] is True
     assert "user" not in request and "messages" not in request
     del body["max_tokens"]
     assert Transcript(body, prompt=[1, 2, 3], tokens=[4]).request("m", 100)["max_tokens"] == 96
@@ -115,6 +117,9 @@ def test_the_continuation_asks_for_what_is_left() -> None:
     [
         ({}, True),
         ({"n": 1, "stop": None, "presence_penalty": 0, "tools": [], "top_p": 0.9, "logprobs": False}, True),
+        ({"parallel_tool_calls": True}, True),
+        ({"parallel_tool_calls": False}, True),
+        ({"echo": True}, False),
         ({"temperature": 0.1}, False),
         ({"temperature": None}, False),
         ({"stream": False}, False),
@@ -139,19 +144,40 @@ def test_only_our_engines_plain_streams_of_bounded_prompts_are_continued() -> No
     remote = Target("me", "http://h/v1", "m", None, vouched=False)
     assert not continuable(Api.CHAT, body, remote, 100)
     assert not continuable(Api.RESPONSES, body, ENGINE, 100)
-    assert not continuable(Api.CHAT, body, ENGINE, 100_000)
-    assert not continuable(Api.COMPLETIONS, {**asked(Api.COMPLETIONS, "p"), "prompt": ["a", "b"]}, ENGINE, 10)
+    assert continuable(Api.CHAT, body, ENGINE, 32_768) and not continuable(Api.CHAT, body, ENGINE, 32_769)
+    for prompt, can in (("a", True), ([1, 2], True), (["a", "b"], False), ([[1], [2]], False)):
+        assert continuable(Api.COMPLETIONS, {**asked(Api.COMPLETIONS, "p"), "prompt": prompt}, ENGINE, 10) == can
 
 
 def test_a_stream_with_more_than_text_is_not_continued() -> None:
     transcript = Transcript(asked(Api.CHAT, "p"))
     stream = Stream(Api.CHAT, "me", 1, transcript)
     choice: dict[str, object] = {"index": 0, "delta": {"content": "a"}, "token_ids": [5], "finish_reason": None}
-    fed(stream, Client(), [{"id": "x", "object": "o", "model": "m", "prompt_token_ids": [1], "choices": [choice]}])
+    chunk = {"id": "x", "object": "chat.completion.chunk", "model": "m"}
+    fed(stream, Client(), [{**chunk, "prompt_token_ids": [1], "choices": [choice]}])
     assert transcript.usable
     thought = {**choice, "delta": {"reasoning": "hm"}, "token_ids": [6]}
-    fed(stream, Client(), [{"id": "x", "object": "o", "model": "m", "choices": [thought]}])
+    fed(stream, Client(), [{**chunk, "choices": [thought]}])
     assert not transcript.usable
+
+
+def test_a_chunk_keeps_its_usage_until_the_stream_is_continued_and_loses_what_is_no_choice() -> None:
+    def taken(**more: object) -> dict[str, object]:
+        out = stream.take(Event(orjson.dumps({"id": "x", "object": "o", **more}).decode()))
+        assert out is not None
+        found: dict[str, object] = orjson.loads(out.removeprefix(b"data: "))
+        return found
+
+    said = transcript(([10], "a"), ([11], "b"))
+    stream = Stream(Api.COMPLETIONS, "me", 1, said)
+    given = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+    assert taken(choices=[], usage=given)["usage"] == given
+    stream.continued()
+    kept = taken(choices=[None, {"index": 0, "text": "c", "token_ids": [12], "finish_reason": None}])
+    assert kept["choices"] == [{"index": 0, "text": "c", "finish_reason": None}] and "usage" not in kept
+    assert taken(choices=[], usage=given)["usage"] == {
+        "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
+    }  # fmt: skip
 
 
 def transcript(*chunks: tuple[list[int], str]) -> Transcript:
@@ -170,6 +196,8 @@ def transcript(*chunks: tuple[list[int], str]) -> Transcript:
         ([([10], "a"), ([11], ""), ([12, 13], "é")], ([10], "a"), ([11, 12, 13], "é")),  # a character of several tokens
         ([([10], "a"), ([11], "")], ([], ""), ([10, 11], "a")),
         ([([10], "a")], ([], ""), ([10], "a")),
+        ([([10], "a"), ([11, 12], "bc"), ([13, 14], "de")], ([10], "a"), ([11, 12, 13, 14], "bcde")),
+        ([([10], "a"), ([], "b"), ([11, 12], "cd")], ([10], "a"), ([11, 12], "bcd")),  # text that came with no token
     ],
 )
 def test_a_continuation_begins_where_an_engine_can_and_says_the_last_portion_again(
@@ -193,9 +221,33 @@ def test_a_continuation_that_breaks_off_itself_begins_after_what_it_said_again()
     assert (cut.tokens, cut.text, cut.owed) == ([10, 11, 12, 13], "abcde", "")
 
 
+def test_a_continuation_that_breaks_off_between_two_marks_is_said_again_from_the_first() -> None:
+    cut = transcript(([10], "a"), ([11, 12], "bc"), ([13, 14], "de"))
+    cut.rewind()
+    assert cut.accept([11, 12], "bc", finished=False) == ""
+    cut.rewind()
+    assert (cut.tokens, cut.text, cut.owed_tokens, cut.owed) == ([10], "a", [11, 12, 13, 14], "bcde")
+
+
+@pytest.mark.parametrize(("ids", "text"), [(None, "b"), ([11, "12"], "b"), (["11"], "b")])
+def test_a_chunk_whose_tokens_are_not_known_cannot_be_continued(ids: object, text: str) -> None:
+    said = transcript(([10], "a"))
+    said.note(None, "", others=False)
+    assert said.usable
+    said.note(ids, text, others=False)
+    assert not said.usable and (said.tokens, said.text) == ([10], "a")
+
+
 @pytest.mark.parametrize(
     ("ids", "text", "finished"),
-    [([99], "b", False), ([11], "x", False), ([11, 99], "b", False), ([11], "b", True), ([], "", True)],
+    [
+        ([99], "b", False),
+        ([5], "b", False),
+        ([11], "x", False),
+        ([11, 99], "b", False),
+        ([11], "b", True),
+        ([], "", True),
+    ],
 )
 def test_other_tokens_other_text_or_an_early_end_is_no_continuation(ids: list[int], text: str, finished: bool) -> None:
     cut = transcript(([10], "a"), ([11, 12], "bc"))

@@ -7,9 +7,11 @@ from itertools import pairwise
 import orjson
 import pytest
 from collegium.serve.errors import ApiError
+from collegium.serve.failure import Fault, UpstreamError
 from collegium.serve.requests import Api
 from collegium.serve.sse import DONE, Event, EventTooLongError, Parser, encode
-from collegium.serve.streams import Stream
+from collegium.serve.streams import Stream, error_event, whole_answer
+from collegium.serve.usage import Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +74,8 @@ def test_the_bound_is_of_one_line_and_of_one_events_data() -> None:
     assert halves.feed(b"data:0123") == halves.feed(b"45678901234") == []
     with pytest.raises(EventTooLongError):
         halves.feed(b"5")
+    with pytest.raises(EventTooLongError):
+        Parser(20).feed(b"a\n:01234567890123456789")
 
 
 def test_a_mark_of_byte_order_is_dropped_at_the_beginning_only() -> None:
@@ -107,6 +111,8 @@ def test_a_stream_is_complete_when_every_choice_has_finished() -> None:
     stream.take(chunk(1, "stop"))
     assert stream.complete and not stream.ended
     assert stream.closing() == DONE
+    stream.take(chunk(2, "stop"))  # one more than was asked for
+    assert stream.complete
 
 
 def test_a_foreign_event_cannot_pose_as_the_end_or_change_the_id() -> None:
@@ -128,5 +134,139 @@ def test_a_few_broken_events_are_dropped_and_many_end_the_stream() -> None:
 
 
 def test_an_end_without_an_answer_is_no_end() -> None:
-    with pytest.raises(ApiError):
+    with pytest.raises(UpstreamError) as caught:
         Stream(Api.CHAT, "me").take(Event("[DONE]"))
+    assert caught.value.fault is Fault.INVALID
+    stream = Stream(Api.CHAT, "me")
+    stream.take(chunk())
+    with pytest.raises(UpstreamError) as caught:
+        stream.take(Event("[DONE]"))
+    assert caught.value.fault is Fault.BROKEN and not stream.complete
+    stream.take(chunk(0, "stop"))
+    assert stream.take(Event("[DONE]")) == DONE
+    assert stream.ended and stream.closing() == b""
+
+
+def event(**data: object) -> Event:
+    return Event(orjson.dumps(data).decode())
+
+
+def said(**delta: object) -> Event:
+    return event(id="x", choices=[{"index": 0, "delta": delta, "finish_reason": None}])
+
+
+@pytest.mark.parametrize("first", [{"content": "a"}, {"tool_calls": [{"index": 0}]}])
+def test_an_answer_has_begun_with_its_first_text_or_call_or_its_finish(first: dict[str, object]) -> None:
+    stream = Stream(Api.CHAT, "me")
+    stream.take(said(role="assistant", content=""))
+    assert not stream.real
+    stream.take(said(role="assistant", **first))
+    assert stream.real
+    stream.take(said(content=""))
+    assert stream.real
+    finished = Stream(Api.CHAT, "me")
+    finished.take(chunk(0, "stop"))
+    assert finished.real
+
+
+def test_a_completion_has_begun_with_its_first_text() -> None:
+    stream = Stream(Api.COMPLETIONS, "me")
+    stream.take(event(choices=[{"index": 0, "text": ""}]))
+    assert not stream.real
+    stream.take(event(choices=[{"index": 0, "text": "a"}]))
+    assert stream.real
+
+
+@pytest.mark.parametrize(
+    ("api", "first", "second", "third", "last"),
+    [
+        (Api.MESSAGES, "message_start", "ping", "content_block_delta", "message_stop"),
+        (Api.RESPONSES, "response.created", "response.in_progress", "response.output_text.delta", "response.completed"),
+    ],
+)
+def test_a_stream_of_named_events_begins_ends_and_is_renamed(
+    api: Api, first: str, second: str, third: str, last: str
+) -> None:
+    used = Usage()
+    stream = Stream(api, "me", used=used)
+    holder = "message" if api is Api.MESSAGES else "response"
+    seen = []
+    for kind, more in [
+        (first, {holder: {"model": "m", "usage": {"input_tokens": 3}}}),
+        (second, {"model": "m"}),
+        (third, {"delta": "a", holder: None}),
+        (last, {}),
+    ]:
+        out = stream.take(event(type=kind, **more)) or b""
+        name, data = out.split(b"\n", 1)
+        assert name == b"event: " + kind.encode()
+        seen.append((stream.real, stream.complete, b'"model":"me"' in data, b"model" in data))
+    assert seen == [
+        (False, False, True, True), (False, False, True, True), (True, False, False, False), (True, True, False, False),
+    ]  # fmt: skip
+    assert stream.closing() == b"" and (used.prompt, used.pieces) == (3, 4)
+    stream.take(event(type=third))
+    assert stream.complete
+    assert Stream(api, "me").closing() == b""
+
+
+@pytest.mark.parametrize(
+    ("api", "data"),
+    [
+        (Api.CHAT, {"error": {"message": "out of memory"}}),
+        (Api.MESSAGES, {"type": "error"}),
+        (Api.RESPONSES, {"type": "response.failed"}),
+    ],
+)
+def test_an_error_that_an_expert_reports_ends_its_stream(api: Api, data: dict[str, object]) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        Stream(api, "me").take(event(**data))
+    assert caught.value.fault is Fault.ERROR and "memory" not in caught.value.message
+
+
+def test_choices_that_are_none_are_not_counted() -> None:
+    used = Usage()
+    stream = Stream(Api.CHAT, "me", used=used)
+    odd = [None, {"index": "0", "finish_reason": "stop", "delta": {"content": "a"}}]
+    out = stream.take(event(id="x", choices=odd, usage={"prompt_tokens": 3}))
+    assert out is not None and orjson.loads(out.removeprefix(b"data: "))["choices"] == odd
+    assert not stream.complete and not stream.real and used.prompt == 3
+    assert stream.take(event(id="x", choices=None)) is None and stream.malformed == 1
+
+
+def test_a_stream_that_fails_under_way_ends_in_an_error_of_its_api() -> None:
+    error = ApiError("upstream_stream_truncated", "It broke off.")
+    assert error_event(Api.CHAT, error) == encode({"error": error.as_dict()})
+    assert error_event(Api.MESSAGES, error) == encode({"type": "error", "error": error.as_dict()}, "error")
+
+
+@pytest.mark.parametrize(
+    ("api", "answer"),
+    [
+        (Api.CHAT, b"{"),
+        (Api.CHAT, b"[]"),
+        (Api.CHAT, b'{"choices": []}'),
+        (Api.CHAT, b'{"choices": {"index": 0}}'),
+        (Api.CHAT, b'{"choices": [{}], "error": {"message": "no"}}'),
+        (Api.RESPONSES, b"{}"),
+        (Api.MESSAGES, b'{"content": "text"}'),
+    ],
+)
+def test_what_is_no_answer_of_its_api_is_refused(api: Api, answer: bytes) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        whole_answer(api, "me", answer)
+    assert caught.value.fault is Fault.INVALID
+
+
+@pytest.mark.parametrize(
+    ("api", "result"), [(Api.CHAT, "choices"), (Api.RESPONSES, "output"), (Api.MESSAGES, "content")]
+)
+def test_an_answer_is_renamed_and_what_it_counts_is_noted(api: Api, result: str) -> None:
+    used, content = Usage(), [{}] if api is Api.CHAT else []
+    silent = orjson.dumps({result: content, "model": "m", "usage": None})
+    assert orjson.loads(whole_answer(api, "me", silent, used)) == {result: content, "model": "me", "usage": None}
+    assert used == Usage()
+    counted = orjson.dumps({result: content, "usage": {"prompt_tokens": 3}})
+    assert b'"model":"me"' in whole_answer(api, "me", counted)
+    whole_answer(api, "me", counted, used)
+    assert used.prompt == 3
