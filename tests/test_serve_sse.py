@@ -190,13 +190,14 @@ def test_a_stream_of_named_events_begins_ends_and_is_renamed(
     used = Usage()
     stream = Stream(api, "me", used=used)
     holder = "message" if api is Api.MESSAGES else "response"
-    seen = []
-    for kind, more in [
+    sent: list[tuple[str, dict[str, object]]] = [
         (first, {holder: {"model": "m", "usage": {"input_tokens": 3}}}),
         (second, {"model": "m"}),
         (third, {"delta": "a", holder: None}),
         (last, {}),
-    ]:
+    ]
+    seen = []
+    for kind, more in sent:
         out = stream.take(event(type=kind, **more)) or b""
         name, data = out.split(b"\n", 1)
         assert name == b"event: " + kind.encode()
@@ -262,7 +263,8 @@ def test_what_is_no_answer_of_its_api_is_refused(api: Api, answer: bytes) -> Non
     ("api", "result"), [(Api.CHAT, "choices"), (Api.RESPONSES, "output"), (Api.MESSAGES, "content")]
 )
 def test_an_answer_is_renamed_and_what_it_counts_is_noted(api: Api, result: str) -> None:
-    used, content = Usage(), [{}] if api is Api.CHAT else []
+    used = Usage()
+    content: list[object] = [{}] if api is Api.CHAT else []
     silent = orjson.dumps({result: content, "model": "m", "usage": None})
     assert orjson.loads(whole_answer(api, "me", silent, used)) == {result: content, "model": "me", "usage": None}
     assert used == Usage()
