@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import insert, select, update
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from .card import Card
 from .records import ConflictError, ExpertRecord, State, UnknownExpertError, expert_record
 from .schema import EXPERTS
 
+_STATUS = select(*(column for column in EXPERTS.columns if column is not EXPERTS.c.card)).order_by(EXPERTS.c.name)
+_AT_ONCE = 500  # names in one statement
 
-def read(connection: Connection) -> list[ExpertRecord]:
-    return [expert_record(row) for row in connection.execute(select(EXPERTS).order_by(EXPERTS.c.name)).mappings()]
+
+def read(connection: Connection, known: Mapping[str, ExpertRecord]) -> list[ExpertRecord]:
+    """All records in order of name. Of those in `known` that are as they were, the cards are not read again."""
+    rows = {row.name: row for row in connection.execute(_STATUS)}
+    stand = {name: known[name] for name, row in rows.items() if name in known and _is_still(known[name], row)}
+    others = [name for name in rows if name not in stand]
+    for start in range(0, len(others), _AT_ONCE):
+        names = others[start : start + _AT_ONCE]
+        for row in connection.execute(select(EXPERTS).where(EXPERTS.c.name.in_(names))).mappings():
+            stand[row["name"]] = expert_record(row)
+    return [stand[name] for name in rows if name in stand]
+
+
+def _is_still(record: ExpertRecord, row: Row[Any]) -> bool:
+    return (record.updated, record.generation, record.state, record.base_url, record.reason, record.removed) == (
+        row.updated, row.generation, row.state, row.base_url, row.reason, row.removed,
+    )  # fmt: skip
 
 
 def read_one(connection: Connection, name: str) -> ExpertRecord:
@@ -61,7 +80,7 @@ def mark_removed(connection: Connection, name: str) -> ExpertRecord:
     read_one(connection, name)
     users = [
         record.name
-        for record in read(connection)
+        for record in read(connection, {})
         if getattr(record.card.backend, "engine", None) == name and not record.removed
     ]
     if users:

@@ -77,10 +77,13 @@ class Registry:
 
     # Experts
 
-    def experts(self) -> list[ExpertRecord]:
-        """All records in order of name, those being removed included."""
+    def experts(self, known: Iterable[ExpertRecord] = ()) -> list[ExpertRecord]:
+        """All records in order of name, those being removed included.
+
+        Of those in `known`, read before, that nobody has changed since, the same record is returned.
+        """
         with self._read() as connection:
-            return expert_rows.read(connection)
+            return expert_rows.read(connection, {record.name: record for record in known})
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -112,7 +115,7 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            present = {record.name: record for record in expert_rows.read(connection)}
+            present = {record.name: record for record in expert_rows.read(connection, {})}
             for card in cards:
                 if card.name not in present:
                     expert_rows.add(connection, card)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .posterior import Posterior
+
+UNREAD = "unclassified"
+"""The domain of prompts that nobody has read. Every expert is admitted to it."""
+_TOLD = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Candidate:
         return self.skills.get(domain, self.default_skill)
 
     def is_admitted(self, domain: str) -> bool:
-        return self.generalist or domain in self.admitted
+        return self.generalist or domain in self.admitted or domain == UNREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,9 @@ class NoExpertError(LookupError):
 
     def __init__(self, scores: tuple[Score, ...]) -> None:
         self.scores = scores
-        listed = "; ".join(f"{score.expert}: {score.excluded}" for score in scores) or "the pool is empty"
+        listed = "; ".join(f"{score.expert}: {score.excluded}" for score in scores[:_TOLD]) or "the pool is empty"
+        if len(scores) > _TOLD:
+            listed += f"; and {len(scores) - _TOLD} more"
         super().__init__(f"no expert may answer this request ({listed})")
 
 
@@ -113,8 +120,8 @@ def decide(
     Raises:
         NoExpertError: every expert is excluded.
     """
-    generalists = [expert for expert in experts if expert.generalist]
-    scores = {expert.name: _score(expert, posterior, generalists, policy, needs) for expert in experts}
+    bars = _bars(posterior, [expert for expert in experts if expert.generalist])
+    scores = {expert.name: _score(expert, posterior, bars, policy, needs) for expert in experts}
     allowed = [expert for expert in experts if scores[expert.name].excluded is None]
     if not allowed:
         raise NoExpertError(tuple(sorted(scores.values(), key=lambda score: score.expert)))
@@ -160,23 +167,28 @@ def quality(expert: Candidate, posterior: Posterior, generalists: Sequence[Candi
     Where the expert is not admitted its skill counts at most as much as the best generalist's: declared but unproved
     skill never beats a measured generalist. What the posterior knows of the expert stands for its skills.
     """
+    return _quality(expert, posterior, _bars(posterior, generalists))
 
-    def skill(one: Candidate, domain: str) -> float:
-        return posterior.qualities.get(one.name, one.skill(domain))
 
+def _bars(posterior: Posterior, generalists: Sequence[Candidate]) -> Sequence[float]:
+    """For each domain what an unproved skill counts at most."""
+    return [
+        max((posterior.qualities.get(one.name, one.skill(domain)) for one in generalists), default=math.inf)
+        for domain in posterior.labels
+    ]
+
+
+def _quality(expert: Candidate, posterior: Posterior, bars: Sequence[float]) -> float:
+    learnt = posterior.qualities.get(expert.name)
     total = 0.0
-    for domain, probability in zip(posterior.labels, posterior.probabilities, strict=True):
-        counted = skill(expert, domain)
-        if generalists and not expert.is_admitted(domain):
-            counted = min(counted, max(skill(generalist, domain) for generalist in generalists))
-        total += probability * counted
+    for domain, probability, bar in zip(posterior.labels, posterior.probabilities, bars, strict=True):
+        skill = expert.skill(domain) if learnt is None else learnt
+        total += probability * (skill if skill <= bar or expert.is_admitted(domain) else bar)
     return total
 
 
-def _score(
-    expert: Candidate, posterior: Posterior, generalists: Sequence[Candidate], policy: Policy, needs: Needs
-) -> Score:
-    value = quality(expert, posterior, generalists)
+def _score(expert: Candidate, posterior: Posterior, bars: Sequence[float], policy: Policy, needs: Needs) -> Score:
+    value = _quality(expert, posterior, bars)
     return Score(
         expert=expert.name,
         quality=value,

@@ -28,7 +28,8 @@ from .gate import Edge
 from .log import configure
 from .protocol import bounded_protocol
 from .settings import EdgeSettings
-from .snapshot import RoutingModel, Sources, Watcher
+from .snapshot import RoutingModel, Sources
+from .watcher import Watcher
 
 logger = logging.getLogger("collegium.edge")
 

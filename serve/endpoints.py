@@ -14,14 +14,13 @@ from ..experts.registry import KeyRecord
 from . import ensemble
 from .admission import Admission, Bounds
 from .answer import Answer
-from .auth import permitted
 from .classify import Classifier
 from .errors import ApiError
 from .failover import Dispatcher
 from .limits import Allowance
 from .metrics import CONTENT_TYPE, Metrics
 from .requests import Api, Request, check, check_route, parse_object
-from .routing import AUTO, Route, choose, shown
+from .routing import AUTO, Route, choose, shown, whole
 from .settings import EdgeSettings
 from .snapshot import Snapshot, Target
 from .told import config_hash, route_json, tell
@@ -51,7 +50,7 @@ class Call:
 
     @property
     def permitted(self) -> frozenset[str] | None:
-        return permitted(self.key, self.snapshot.candidates)
+        return self.snapshot.permitted(self.key)
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -88,7 +87,7 @@ class Endpoints:
             if call.experts is None:
                 return await ask(route, call.answer)
             needs = replace(request.needs, permitted=call.permitted)
-            weights = ensemble.members(route, call.snapshot.candidates, self._settings.policy, needs, call.experts)
+            weights = ensemble.members(route, call.snapshot.pool, self._settings.policy, needs, call.experts)
             return await ensemble.answer_mixed(request, route, weights, call.answer, ask)
 
         return handle
@@ -97,6 +96,7 @@ class Endpoints:
         """The whole decision, without inference."""
         request = await _read(call.body, check_route)
         route = await self._choose(request, call)
+        route = await whole(route, request, call.permitted, call.snapshot, self._settings.policy)
         await call.answer.json(200, orjson.dumps(route_json(route)))
 
     async def models(self, call: Call) -> None:

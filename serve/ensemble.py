@@ -19,8 +19,9 @@ import numpy as np
 import orjson
 from starlette.types import Message
 
-from ..router.decision import Candidate, Needs, NoExpertError, Policy, decide
+from ..router.decision import Needs, NoExpertError, Policy, decide
 from ..router.ensemble import expert_posterior, top_k
+from ..router.shortlist import Shortlist
 from .answer import Answer, Exchange
 from .auth import Headers, header
 from .errors import ApiError
@@ -77,7 +78,7 @@ def check(request: Request) -> None:
             raise ApiError("invalid_value", f"With {HEADER} {field} must be {wanted}.", field)
 
 
-def members(route: Route, candidates: Sequence[Candidate], policy: Policy, needs: Needs, most: int) -> dict[str, float]:
+def members(route: Route, pool: Shortlist, policy: Policy, needs: Needs, most: int) -> dict[str, float]:
     """p(e | x) of at most `most` experts, likeliest first, summing to 1; equals go by name.
 
     Each domain counts for the expert that would answer it were it certain; one that nobody may answer does not count.
@@ -91,7 +92,7 @@ def members(route: Route, candidates: Sequence[Candidate], policy: Policy, needs
     for label, share in posterior.as_dict().items():
         certain = replace(posterior, probabilities=tuple(float(one == label) for one in posterior.labels))
         with suppress(NoExpertError):
-            owners[label] = decide(certain, candidates, policy, needs).expert
+            owners[label] = decide(certain, pool.of(certain, policy, needs), policy, needs).expert
             shares.append(share)
     names = sorted(set(owners.values()))
     weights = top_k(expert_posterior(np.array([shares]), list(owners), names, owners, names[0]), most)[0]

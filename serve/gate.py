@@ -28,8 +28,8 @@ from .metrics import Metrics
 from .relay import Relay
 from .requests import Api
 from .settings import EdgeSettings
-from .snapshot import Watcher
 from .upstream import Upstream
+from .watcher import Watcher
 
 logger = logging.getLogger("collegium.edge")
 

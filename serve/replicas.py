@@ -39,8 +39,12 @@ class Replicas:
         """Forget the breakers of replicas that are none any more: a card that names another URL begins anew."""
         if snapshot is not self._snapshot:
             self._snapshot = snapshot
-            known = {(target.expert, url) for target in snapshot.targets.values() for url in target.urls}
-            self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in known}
+            targets = snapshot.targets
+            self._breakers = {
+                (expert, url): breaker
+                for (expert, url), breaker in self._breakers.items()
+                if expert in targets and url in targets[expert].urls
+            }
 
     def first(self, target: Target) -> Target:
         """The least busy replica that may be asked; where none may, the one that may soonest."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from ..router.decision import Candidate, Decision, NoExpertError, Policy, decide, stay
+from ..router.decision import UNREAD, Candidate, Decision, NoExpertError, Policy, decide, stay
 from ..router.posterior import Posterior
 from ..router.text import routing_texts_of_body
 from .classify import Classifier, NoPosterior
@@ -18,8 +18,8 @@ from .requests import Request, wants_grammar
 from .snapshot import Snapshot
 
 AUTO = "auto"
-UNREAD = "unclassified"
 _EARLIER_TURNS = 7
+_UNKNOWN = Posterior((UNREAD,), (1.0,), threshold=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,49 +54,72 @@ async def choose(
         if isinstance(found, NoPosterior):
             decision = _unread(found, snapshot, policy, request)
             return Route(decision, None, snapshot.router.version, fallback=found.code)
-        decision = decide(found, snapshot.candidates, policy, request.needs)
+        decision = _decided(found, snapshot, policy, request)
         if policy.switch_margin > 0 and decision.lead <= policy.switch_margin:
-            decision = await _conversed(decision, texts, request, snapshot, classifier, policy)
+            decision = await _conversed(found, texts, request, snapshot, classifier, policy)
     except NoExpertError as error:
         raise _nobody(snapshot.candidates, request) from error
     return Route(decision, found, snapshot.router.version)
 
 
+async def whole(
+    route: Route, request: Request, permitted: frozenset[str] | None, snapshot: Snapshot, policy: Policy
+) -> Route:
+    """The route with the scores of all experts, where there were too many to look at each."""
+    if route.named or len(route.decision.scores) == len(snapshot.candidates):
+        return route
+    needs = replace(request.needs, permitted=permitted)
+    decision = await asyncio.to_thread(decide, route.posterior or _UNKNOWN, snapshot.candidates, policy, needs)
+    return replace(route, decision=replace(route.decision, scores=decision.scores))
+
+
+def _decided(
+    found: Posterior, snapshot: Snapshot, policy: Policy, request: Request, keep: Collection[str] = ()
+) -> Decision:
+    return decide(found, snapshot.pool.of(found, policy, request.needs, keep), policy, request.needs)
+
+
 async def _conversed(
-    last: Decision, earlier: Iterator[str], request: Request, snapshot: Snapshot, classifier: Classifier, policy: Policy
+    last: Posterior,
+    earlier: Iterator[str],
+    request: Request,
+    snapshot: Snapshot,
+    classifier: Classifier,
+    policy: Policy,
 ) -> Decision:
     """The last turn's decision after those of the turns before, looked at back to one that is clear by itself.
 
     The conversation itself tells who had it: the edge remembers none, and any edge decides alike.
     """
-    decisions = [last]
-    with suppress(TimeoutError):
+    readings = [last]
+    decision = _decided(last, snapshot, policy, request)
+    # Nobody may answer an earlier turn: then the conversation is taken to begin after it.
+    with suppress(TimeoutError, NoExpertError):
         async with asyncio.timeout(classifier.budget):
             for text in islice(earlier, _EARLIER_TURNS):
                 found = await classifier.posterior(snapshot.router, text)
                 if isinstance(found, NoPosterior):
                     break
-                decisions.append(decide(found, snapshot.candidates, policy, request.needs))
-                if decisions[-1].lead > policy.switch_margin:
+                decision = _decided(found, snapshot, policy, request)
+                readings.append(found)
+                if decision.lead > policy.switch_margin:
                     break
-    decision = decisions.pop()
-    while decisions:
-        decision = stay(decisions.pop(), decision.expert, policy.switch_margin)
+    for reading in reversed(readings[:-1]):
+        before = decision.expert
+        decision = stay(_decided(reading, snapshot, policy, request, (before,)), before, policy.switch_margin)
     return decision
 
 
 def _unread(why: NoPosterior, snapshot: Snapshot, policy: Policy, request: Request) -> Decision:
     """The decision without a posterior: the generalist's, or anybody's where no generalist is allowed."""
-    unknown = Posterior((UNREAD,), (1.0,), threshold=2.0)
-    anybody = [replace(one, admitted=one.admitted | {UNREAD}) for one in snapshot.candidates]
-    decision = decide(unknown, anybody, policy, request.needs)
+    decision = _decided(_UNKNOWN, snapshot, policy, request)
     return replace(decision, confidence=0.0, reason=f"{why.code}: {why.reason}; {decision.expert} answers")
 
 
 def _named(request: Request, snapshot: Snapshot) -> Decision:
     """An expert asked for by name: its declared limits only guide routing, so the engine itself judges the request."""
     name = request.model
-    expert = snapshot.candidate(name)
+    expert = snapshot.known.get(name)
     permitted = request.needs.permitted
     if expert is None:
         raise ApiError("model_not_found", f"No model is named {shown(name)}; GET /v1/models lists them.", "model")
@@ -144,7 +167,7 @@ def stand_in(route: Route, snapshot: Snapshot, larger: bool = False) -> str | No
         return None
     chosen = route.decision.expert
     allowed = [score.expert for score in route.decision.scores if score.excluded is None and score.expert != chosen]
-    known = {one.name: one for one in snapshot.candidates}
+    known = snapshot.known
     if larger:
         window = known[chosen].context_window or math.inf
         allowed = [name for name in allowed if (known[name].context_window or math.inf) > window]

@@ -1,24 +1,20 @@
-"""The edge's view of the registry: immutable, refreshed by a thread, kept when the registry errs."""
+"""The edge's view of the registry: one immutable version of it, with whom to ask and at which address."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..experts.backends import AdapterBackend, Backend, EngineBackend, PromptedBackend, RemoteBackend, Sampling
 from ..experts.card import Card, Limits, relative_costs
-from ..experts.registry import ExpertRecord, KeyRecord, Registry, RegistryError, SkillRecord
+from ..experts.registry import ExpertRecord, KeyRecord, SkillRecord
 from ..experts.state import engine_key
 from ..router.decision import Candidate
 from ..router.posterior import Posterior
+from ..router.shortlist import Shortlist
 from ..router.skills import Skill, candidate
-from .auth import Keyring
-from .settings import REFRESH
-
-logger = logging.getLogger("collegium.edge")
+from .auth import Keyring, permitted
 
 
 class RoutingModel(Protocol):
@@ -61,16 +57,27 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One version of the registry. `targets` holds the experts that can be asked now."""
+    """One version of the registry. `targets` holds the experts that can be asked now, `pool` all of them."""
 
-    candidates: tuple[Candidate, ...]
+    known: Mapping[str, Candidate]
+    pool: Shortlist
     targets: Mapping[str, Target]
     updated: Mapping[str, int]
     keys: Keyring
     router: RoutingModel
+    _permitted: dict[str, frozenset[str] | None] = field(default_factory=dict, repr=False)
 
-    def candidate(self, name: str) -> Candidate | None:
-        return next((one for one in self.candidates if one.name == name), None)
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        return self.pool.experts
+
+    def permitted(self, key: KeyRecord | None) -> frozenset[str] | None:
+        """Names of the experts that a key may use, or None for all."""
+        if key is None:
+            return None
+        if key.name not in self._permitted:
+            self._permitted[key.name] = permitted(key, self.candidates)
+        return self._permitted[key.name]
 
 
 class Sources:
@@ -115,27 +122,73 @@ class Sources:
         return None
 
 
-def build(
-    records: Sequence[ExpertRecord],
-    skills: Sequence[SkillRecord],
-    keys: Sequence[KeyRecord],
-    router: RoutingModel,
-    sources: Sources,
-) -> Snapshot:
-    """A snapshot from what the registry holds."""
-    present = {record.name: record for record in records if not record.removed}
-    found = {name: sources.target(record, present) for name, record in present.items()}
-    targets = {name: _bounded(target, present) for name, target in found.items() if target is not None}
-    costs = relative_costs(record.card for record in present.values())
-    return Snapshot(
-        candidates=tuple(
-            _candidate(record.card, present, skills, costs[name], name in targets) for name, record in present.items()
-        ),
-        targets=targets,
-        updated={name: int(record.updated) for name, record in present.items()},
-        keys=Keyring(keys),
-        router=router,
-    )
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was made of an expert, and of what: its record, those it borrows from, its skills and its cost."""
+
+    of: tuple[object, ...]
+    candidate: Candidate
+    target: Target | None
+
+
+class Builder:
+    """Makes snapshots from what the registry holds; what has not changed is made once."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._made: dict[str, _Made] = {}
+        self._pool = Shortlist(())
+
+    def build(
+        self,
+        records: Iterable[ExpertRecord],
+        skills: Iterable[SkillRecord],
+        keys: Iterable[KeyRecord],
+        router: RoutingModel,
+    ) -> Snapshot:
+        present = {record.name: record for record in records if not record.removed}
+        measured: dict[str, tuple[SkillRecord, ...]] = {}
+        for skill in skills:
+            measured[skill.expert] = (*measured.get(skill.expert, ()), skill)
+        costs = relative_costs(record.card for record in present.values())
+        self._made = {
+            name: self._make(record, present, measured.get(name, ()), costs[name]) for name, record in present.items()
+        }
+        known = {name: made.candidate for name, made in self._made.items()}
+        return Snapshot(
+            known=known,
+            pool=self._pooled(tuple(known.values())),
+            targets={name: made.target for name, made in self._made.items() if made.target is not None},
+            updated={name: int(record.updated) for name, record in present.items()},
+            keys=Keyring(keys),
+            router=router,
+        )
+
+    def _make(
+        self, record: ExpertRecord, present: Mapping[str, ExpertRecord], skills: tuple[SkillRecord, ...], cost: float
+    ) -> _Made:
+        of = (*_lenders(record, present), skills, cost)
+        before = self._made.get(record.name)
+        if before is not None and before.of == of:
+            return before
+        target = self._sources.target(record, present)
+        candidate = _candidate(record.card, present, skills, cost, target is not None)
+        return _Made(of, candidate, _bounded(target, present) if target is not None else None)
+
+    def _pooled(self, candidates: tuple[Candidate, ...]) -> Shortlist:
+        """Ready for the labels that decisions were made under: the event loop has no time for it."""
+        if candidates != self._pool.experts:
+            pool = Shortlist(candidates)
+            for labels in self._pool.labellings:
+                pool.prepare(labels)
+            self._pool = pool
+        return self._pool
+
+
+def _lenders(record: ExpertRecord, known: Mapping[str, ExpertRecord]) -> tuple[ExpertRecord, ...]:
+    """The record and those that it borrows from."""
+    lender = known.get(record.card.borrowed_engine or "")
+    return (record,) if lender is None else (record, *_lenders(lender, known))
 
 
 def _bounded(target: Target, known: Mapping[str, ExpertRecord]) -> Target:
@@ -163,14 +216,13 @@ def _continues(backend: Backend) -> bool:
 def _candidate(
     card: Card, known: Mapping[str, ExpertRecord], skills: Sequence[SkillRecord], cost: float, ready: bool
 ) -> Candidate:
-    measured = [skill for skill in skills if skill.expert == card.name]
     engine = _borrowed(card, known)
     return candidate(
         card.name,
         declared=card.domains,
         default_skill=card.declared_default,
-        measured={skill.domain: Skill(skill.right, skill.total) for skill in measured},
-        admitted={*card.admitted, *(skill.domain for skill in measured if skill.admitted)},
+        measured={skill.domain: Skill(skill.right, skill.total) for skill in skills},
+        admitted={*card.admitted, *(skill.domain for skill in skills if skill.admitted)},
         generalist=card.generalist,
         cost=cost,
         ready=ready,
@@ -189,75 +241,3 @@ def _window(card: Card) -> int | None:
     if card.limits.context_window is None and isinstance(card.backend, EngineBackend):
         return card.backend.max_model_len
     return card.limits.context_window
-
-
-class Watcher:
-    """Holds the newest snapshot and looks for a newer one every REFRESH seconds."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        sources: Sources,
-        router: RoutingModel,
-        load: Callable[[str], RoutingModel] | None = None,
-    ) -> None:
-        """`router` serves until another is promoted; `load` turns a promoted path into a router, or raises ValueError.
-
-        Raises:
-            RegistryError: the registry cannot be read.
-        """
-        self._registry = registry
-        self._sources = sources
-        self._starter = router
-        self._router = router
-        self._load = load
-        self._path: str | None = None
-        self._version = -1
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
-        self.snapshot = self._read()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def _watch(self) -> None:
-        failing = False
-        while not self._stop.wait(REFRESH):
-            try:
-                if self._registry.version() != self._version:
-                    self.snapshot = self._read()
-                failing = False
-            except (RegistryError, ValueError) as error:
-                if not failing:
-                    logger.warning("the registry cannot be read, the last snapshot stands: %s", error)
-                failing = True
-
-    def _read(self) -> Snapshot:
-        # The version first: a write in between is read twice rather than missed.
-        version = self._registry.version()
-        self._switch_router(self._registry.active_router())
-        snapshot = build(
-            self._registry.experts(), self._registry.skills(), self._registry.keys(), self._router, self._sources
-        )
-        self._version = version
-        return snapshot
-
-    def _switch_router(self, path: str | None) -> None:
-        if path == self._path or self._load is None:
-            return
-        try:
-            self._router = self._starter if path is None else self._load(path)
-        except (RuntimeError, ValueError, OSError) as error:
-            logger.warning("router %s is refused, %s goes on: %s", path, self._router.version, error)
-            return
-        self._path = path
-        logger.info("router %s is active", self._router.version)

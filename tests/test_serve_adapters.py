@@ -9,7 +9,7 @@ import pytest
 from collegium.experts.card import parse_card
 from collegium.experts.registry import State
 from collegium.experts.state import engine_key
-from collegium.serve.snapshot import Sources, build
+from collegium.serve.snapshot import Builder, Sources
 from echo_expert import EchoExpert
 from serve_kit import KeywordRouter, Running, running
 
@@ -57,9 +57,9 @@ def test_its_window_and_capabilities_are_its_engines(tmp_path: Path) -> None:
     with running(tmp_path) as edge, EchoExpert() as engine:
         register(edge, engine)
         sources = Sources("internal", {})
-        snapshot = build(edge.pool.registry.experts(), [], [], KeywordRouter(), sources)
+        snapshot = Builder(sources).build(edge.pool.registry.experts(), [], [], KeywordRouter())
     for name in ("lora", "brief"):
-        candidate = snapshot.candidate(name)
+        candidate = snapshot.known.get(name)
         assert candidate is not None and candidate.context_window == 64 and "vision" in candidate.capabilities
 
 

@@ -17,6 +17,7 @@ import pytest
 from collegium.experts.registry import KeyScope
 from collegium.router.decision import Candidate, Decision, Needs, Policy
 from collegium.router.posterior import Posterior
+from collegium.router.shortlist import Shortlist
 from collegium.serve.ensemble import members
 from collegium.serve.routing import Route
 from faults import behaviours as do
@@ -366,7 +367,7 @@ POOL = (
 
 def chosen(posterior: Posterior | None, most: int, pool: tuple[Candidate, ...] = POOL) -> dict[str, float]:
     decision = Decision("general", "math", 0.5, abstained=True, reason="unsure")
-    return members(Route(decision, posterior, "r"), pool, Policy(), Needs(tokens=100), most)
+    return members(Route(decision, posterior, "r"), Shortlist(pool), Policy(), Needs(tokens=100), most)
 
 
 def test_domains_count_for_those_that_would_answer_them() -> None:

@@ -13,7 +13,8 @@ from collegium.experts.registry import KeyScope, Registry, RegistryError, Router
 from collegium.experts.state import engine_key
 from collegium.router.decision import Policy
 from collegium.serve.settings import EdgeSettings
-from collegium.serve.snapshot import Sources, Watcher
+from collegium.serve.snapshot import Sources
+from collegium.serve.watcher import Watcher
 from echo_expert import EchoExpert
 from serve_kit import KeywordRouter, Running, card, running, specialist
 
@@ -190,7 +191,7 @@ def test_promoted_routers_take_over_and_bad_ones_do_not(tmp_path: Path) -> None:
             registry.promote(RouterRecord(path, path))
             card_name = f"seen-{path}"
             registry.add(card(card_name, "http://127.0.0.1:9/v1"))  # marks the snapshot that read the promotion
-            while watcher.snapshot.candidate(card_name) is None:
+            while card_name not in watcher.snapshot.known:
                 time.sleep(0.01)
             assert watcher.snapshot.router.version == wanted
         registry.rollback()

@@ -137,6 +137,24 @@ def test_e12_a_conversation_stays_unless_another_leads_by_more_than_the_margin(
         assert gone.json()["model"] == "beta"
 
 
+def test_e12_a_turn_that_nobody_may_answer_is_where_the_conversation_begins(tmp_path: Path) -> None:
+    with running(tmp_path, EdgeSettings(policy=Policy(switch_margin=0.2))) as edge:
+        for name, domains in (("alpha", {"math": 0.95, "coding": 0.85}), ("beta", {"math": 0.85, "coding": 0.95})):
+            edge.pool.add(card(name, edge.echo.url, domains=domains, admitted=[*domains]))
+        edge.pool.registry.add_key("narrow", "secret", KeyScope(experts=frozenset({"alpha", "beta"})))
+        said = [
+            {"role": "user", "content": turn} for turn in ("hello and thanks", "a prime", "a bug in a python function")
+        ]
+        headers = {"authorization": "Bearer secret"}
+        while edge.post("/v1/chat/completions", json={"model": "alpha", "messages": said}).status_code != 401:
+            time.sleep(0.02)
+        for length, expected in ((1, 503), (2, 200), (3, 200)):
+            body = {"model": "auto", "messages": said[:length]}
+            answer = edge.post("/v1/chat/completions", json=body, headers=headers)
+            assert answer.status_code == expected
+        assert answer.json()["model"] == "alpha" and "had the turn before" in answer.headers["x-collegium-reason"]
+
+
 def test_f08_no_request_takes_one_experts_key_to_anothers_url(tmp_path: Path) -> None:
     keys = {"KEY_A": "sk-a", "KEY_B": "sk-b"}
     with running(tmp_path, environment=keys) as edge, EchoExpert("sk-a") as first, EchoExpert("sk-b") as second:

@@ -20,7 +20,8 @@ from collegium.experts.registry import Registry
 from collegium.serve.edge import Server
 from collegium.serve.gate import Edge
 from collegium.serve.settings import EdgeSettings
-from collegium.serve.snapshot import Sources, Watcher
+from collegium.serve.snapshot import Sources
+from collegium.serve.watcher import Watcher
 from leaks import log_everything
 from serve_kit import KeywordRouter
 from starlette.types import Receive, Scope, Send
