@@ -143,7 +143,7 @@ def test_e12_a_turn_that_nobody_may_answer_is_where_the_conversation_begins(tmp_
             edge.pool.add(card(name, edge.echo.url, domains=domains, admitted=[*domains]))
         edge.pool.registry.add_key("narrow", "secret", KeyScope(experts=frozenset({"alpha", "beta"})))
         said = [
-            {"role": "user", "content": turn} for turn in ("hello and thanks", "a prime", "a bug in a python function")
+            {"role": "user", "content": turn} for turn in ("hello", "a prime sum", "a bug: compile a python function")
         ]
         headers = {"authorization": "Bearer secret"}
         while edge.post("/v1/chat/completions", json={"model": "alpha", "messages": said}).status_code != 401:
