@@ -1,7 +1,8 @@
 """Do the tests notice? `python tests/mutate.py [retry sse ...]`, with `pip install cosmic-ray`.
 
 Changes one operator of a module after another in a copy of what is committed, runs the module's tests each time, and
-prints the changes that they let pass. Left out: annotations (`X | None`), and what makes no sense in its place.
+prints the changes that they let pass. Left out: annotations (`X | None`), what makes no sense in its place, and what is
+no Python any more (`{-values, "model": name}`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ MODULES = {
     "retry": ("serve/retry.py", "test_edge_retry.py"),
     "breaker": ("serve/breaker.py", "test_edge_retry.py"),
     "sse": ("serve/sse.py", "test_serve_sse.py"),
-    "streams": ("serve/streams.py", "test_serve_sse.py test_edge_transcript.py test_serve_openai.py"),
+    "streams": ("serve/streams.py", "test_serve_sse.py test_edge_transcript.py"),
     "transcript": ("serve/transcript.py", "test_edge_transcript.py"),
     "registry": ("experts/registry.py", "test_experts_registry.py"),
 }
+# An endless loop is ended, and so noticed, by pytest's own timeout. What is still running after this one was not looked
+# at: a busy machine must not pass for a test.
 _CONFIG = """[cosmic-ray]
 module-path = "{module}"
-timeout = 90.0
+timeout = 900.0
 excluded-modules = []
 test-command = "{python} -m pytest -q -x -p no:cacheprovider {tests}"
 [cosmic-ray.distributor]
@@ -38,8 +41,10 @@ exclude-operators = [
   "core/NumberReplacer",
 ]
 """
-_SURVIVED = """select start_pos_row, operator_name from mutation_specs s join work_results w on s.job_id = w.job_id
-where test_outcome = 'SURVIVED' order by start_pos_row"""
+_NOTICED = """select count(*) from work_results
+where test_outcome in ('KILLED', 'INCOMPETENT') and output != 'timeout' and output not like '%SyntaxError%'"""
+_PASSED = """select start_pos_row, operator_name from mutation_specs s join work_results w on s.job_id = w.job_id
+where test_outcome = 'SURVIVED' or output = 'timeout' order by start_pos_row"""
 
 
 def main(names: list[str]) -> int:
@@ -72,12 +77,11 @@ def _mutate(name: str, folder: Path, copy: Path) -> None:
     ):
         subprocess.run(command, cwd=copy, env=environment, check=True, stderr=subprocess.DEVNULL)
     with sqlite3.connect(session) as results:
-        outcomes = dict(results.execute("select test_outcome, count(*) from work_results group by 1").fetchall())
-        survived = results.execute(_SURVIVED).fetchall()
-    lines = (ROOT / module).read_text().splitlines()
-    noticed = sum(outcomes.get(outcome, 0) for outcome in ("KILLED", "INCOMPETENT"))
-    print(f"{module}: {noticed} of {noticed + len(survived)} changes noticed", flush=True)
-    for row, operator in survived:
+        (noticed,) = results.execute(_NOTICED).fetchone()
+        passed = results.execute(_PASSED).fetchall()
+    lines = (copy / module).read_text().splitlines()
+    print(f"{module}: {noticed} of {noticed + len(passed)} changes noticed", flush=True)
+    for row, operator in passed:
         print(f"  {row}: {operator.removeprefix('core/')}: {lines[row - 1].strip()}", flush=True)
 
 

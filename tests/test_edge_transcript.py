@@ -162,22 +162,24 @@ def test_a_stream_with_more_than_text_is_not_continued() -> None:
 
 
 def test_a_chunk_keeps_its_usage_until_the_stream_is_continued_and_loses_what_is_no_choice() -> None:
-    def taken(**more: object) -> dict[str, object]:
-        out = stream.take(Event(orjson.dumps({"id": "x", "object": "o", **more}).decode()))
-        assert out is not None
-        found: dict[str, object] = orjson.loads(out.removeprefix(b"data: "))
-        return found
+    def taken(*choices: object, **more: object) -> dict[str, object] | None:
+        out = stream.take(Event(orjson.dumps({"id": "x", "object": "o", "choices": choices, **more}).decode()))
+        return None if out is None else dict(orjson.loads(out.removeprefix(b"data: ")))
 
     said = transcript(([10], "a"), ([11], "b"))
     stream = Stream(Api.COMPLETIONS, "me", 1, said)
+    common = {"id": "x", "object": "o", "model": "me"}
     given = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
-    assert taken(choices=[], usage=given)["usage"] == given
+    assert taken(usage=given) == {**common, "choices": [], "usage": given}
     stream.continued()
-    kept = taken(choices=[None, {"index": 0, "text": "c", "token_ids": [12], "finish_reason": None}])
-    assert kept["choices"] == [{"index": 0, "text": "c", "finish_reason": None}] and "usage" not in kept
-    assert taken(choices=[], usage=given)["usage"] == {
-        "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
-    }  # fmt: skip
+    choice = {"index": 0, "text": "c", "finish_reason": None}
+    assert taken(None, {**choice, "token_ids": [12]}) == {**common, "choices": [choice]}
+    silent = {**choice, "text": ""}
+    assert taken({**silent, "token_ids": [13]}) is None
+    end = {**silent, "finish_reason": "stop"}
+    assert taken({**end, "token_ids": []}) == {**common, "choices": [end]} and stream.complete
+    counted = {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert taken(usage=given) == {**common, "choices": [], "usage": counted}
 
 
 def transcript(*chunks: tuple[list[int], str]) -> Transcript:
@@ -196,6 +198,7 @@ def transcript(*chunks: tuple[list[int], str]) -> Transcript:
         ([([10], "a"), ([11], ""), ([12, 13], "é")], ([10], "a"), ([11, 12, 13], "é")),  # a character of several tokens
         ([([10], "a"), ([11], "")], ([], ""), ([10, 11], "a")),
         ([([10], "a")], ([], ""), ([10], "a")),
+        ([([10], "")], ([], ""), ([10], "")),
         ([([10], "a"), ([11, 12], "bc"), ([13, 14], "de")], ([10], "a"), ([11, 12, 13, 14], "bcde")),
         ([([10], "a"), ([], "b"), ([11, 12], "cd")], ([10], "a"), ([11, 12], "bcd")),  # text that came with no token
     ],

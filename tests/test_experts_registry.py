@@ -26,6 +26,7 @@ from collegium.experts.registry import (
     UnknownExpertError,
     key_digest,
 )
+from sqlalchemy import create_engine
 
 ADD = """
 import sys
@@ -282,9 +283,20 @@ def test_a_registry_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path)
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_a_postgres_that_does_not_answer_is_told_in_a_line(scheme: str) -> None:
+    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
     with pytest.raises(RegistryError, match=r"cannot be opened: .*127\.0\.0\.1") as caught:
         Registry(f"{scheme}://nobody@127.0.0.1:1/nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_postgres_ended_is_replaced_unnoticed() -> None:
+    address = postgres_url()
+    registry = Registry(address)
+    version = registry.version()
+    with create_engine(address.replace("postgresql://", "postgresql+psycopg://")).connect() as other:
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        other.exec_driver_sql(f"{ended} WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    assert registry.version() == version
 
 
 def test_what_a_database_says_is_told_in_a_line(tmp_path: Path) -> None:
