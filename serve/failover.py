@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from .answer import Answer
-from .failure import Fault, UpstreamError
+from .failure import Fault, UpstreamError, let_go
 from .lag import Lag
 from .metrics import Metrics
 from .relay import Relay
@@ -152,6 +152,7 @@ class Dispatcher:
             await self._relay.ask(case.request, case.answer, case.end, hold)
         except UpstreamError as failure:
             hold.failed(failure, excused=case.impatient or self._late_ourselves(failure))
+            let_go(failure)
             return failure
         hold.succeeded()
         return None

@@ -31,3 +31,10 @@ class UpstreamError(ApiError):
         super().__init__(code, message, param, retry_after=wait)
         self.fault = fault
         self.wait = wait
+
+
+def let_go(failure: BaseException | None) -> None:
+    """Drop the tracebacks: their frames and the request hold each other, whatever its size, until a collection."""
+    while failure is not None:
+        failure.__traceback__ = None
+        failure = failure.__context__

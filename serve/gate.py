@@ -20,6 +20,7 @@ from .deadlines import asked
 from .endpoints import Call, Endpoints, Handler
 from .errors import ApiError
 from .failover import Dispatcher
+from .failure import let_go
 from .lag import Lag
 from .ledger import End, Ledger
 from .limits import KeyLimits
@@ -59,7 +60,7 @@ class Edge:
         self._metrics = Metrics(settings.metrics_folder)
         self._limits = KeyLimits(Counters(settings.counters, settings.worker))
         self._lag = Lag()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[BaseException | None]] = set()
         self._draining = False
         self._cut = False
         dispatcher = Dispatcher(settings, Relay(settings, self._upstream), self._metrics, self._lag)
@@ -129,7 +130,7 @@ class Edge:
         answer = Answer(send, exchange)
         self._metrics.begun(exchange)
         end = End.FAILED_MID_STREAM
-        task = asyncio.create_task(self._serve(scope, receive, answer, way, name))
+        task = asyncio.create_task(self._ended(scope, receive, answer, way, name))
         self._running.add(task)
         try:
             await asyncio.wait({task})
@@ -141,16 +142,16 @@ class Edge:
             if way is None or not way.open:
                 log_exchange(exchange)
 
-    async def _conclude(self, task: asyncio.Task[None], answer: Answer) -> End:
+    async def _conclude(self, task: asyncio.Task[BaseException | None], answer: Answer) -> End:
         """How the request ended; where it has no answer yet, the failure becomes one."""
         exchange = answer.exchange
-        if task.cancelled() and not self._cut:
-            return End.CANCELLED
-        failure = ApiError("draining", "The server is ending.") if task.cancelled() else task.exception()
+        failure = _failure(task)
         if failure is None:
             return End.COMPLETED
-        if isinstance(failure, ClientGoneError):
+        if isinstance(failure, ClientGoneError) or (isinstance(failure, asyncio.CancelledError) and not self._cut):
             return End.CANCELLED
+        if isinstance(failure, asyncio.CancelledError):
+            failure = ApiError("draining", "The server is ending.")
         end = End.FAILED_MID_STREAM if answer.started else End.FAILED_BEFORE_FIRST_BYTE
         if not answer.started and not exchange.attempts and isinstance(failure, ApiError):
             end = End.REFUSED
@@ -162,6 +163,17 @@ class Edge:
         except TimeoutError:
             return End.CANCELLED  # it has stopped reading
         return end
+
+    async def _ended(
+        self, scope: Scope, receive: Receive, answer: Answer, way: _Way | None, name: str
+    ) -> BaseException | None:
+        """Why the request failed: returned, because a task keeps the traceback of what it raises."""
+        try:
+            await self._serve(scope, receive, answer, way, name)
+        except (ApiError, ClientGoneError, asyncio.CancelledError) as failure:
+            let_go(failure)
+            return failure
+        return None
 
     async def _serve(self, scope: Scope, receive: Receive, answer: Answer, way: _Way | None, name: str) -> None:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -228,6 +240,11 @@ class Edge:
         if found is None and path.startswith(prefix) and "/" not in path[len(prefix) :]:
             return self._model, path[len(prefix) :]
         return found, ""
+
+
+def _failure(task: asyncio.Task[BaseException | None]) -> BaseException | None:
+    """What the task returned, or raised where it crashed or had not begun."""
+    return asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
 
 
 async def _cancel_when_gone(receive: Receive, task: asyncio.Task[None] | None, answer: Answer) -> None:

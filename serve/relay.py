@@ -12,7 +12,7 @@ import aiohttp
 
 from .answer import Answer
 from .deadlines import Clock, Deadlines
-from .failure import Fault, UpstreamError
+from .failure import Fault, UpstreamError, let_go
 from .ledger import Attempt
 from .prepare import upstream_body
 from .replicas import Hold
@@ -81,6 +81,7 @@ class Relay:
         except UpstreamError as failure:
             if not answer.started or transcript is None or not transcript.usable or failure.fault is Fault.INVALID:
                 raise
+            let_go(failure)
             await self._continue(leg, transcript, failure, hold)
         if request.streams:
             await answer.finish(stream.closing())
@@ -120,6 +121,7 @@ class Relay:
                 await self._send(leg, streams=True)
                 return None
             except UpstreamError as again:
+                let_go(again)
                 last = again
                 if again.fault in (Fault.INVALID, Fault.REFUSED, Fault.MISCONFIGURED):
                     raise failure from again

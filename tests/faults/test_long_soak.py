@@ -146,7 +146,7 @@ class Soak:
     number: int = 0
 
     async def begin(self) -> None:
-        """Fill what fills once: each worker's router keeps the first 50,000 words that it meets."""
+        """Fill what fills once: each worker's router keeps the first 50,000 words that it meets, a list for each."""
         workers = [watch for watch in self.served.watches if watch.name.startswith("edge")]
         until = time.monotonic() + 4 * _PATIENCE
         while any([(await worker.ask())["objects"] < _WORDS for worker in workers]):
@@ -246,7 +246,8 @@ def _tell(soak: Soak, title: str, capsys: pytest.CaptureFixture[str]) -> None:
     table.show(capsys, f"ledger: {dict(soak.books.ended)}, {soak.books.lost} lines lost where a log was cut")
     table = Table(
         "At night, after the first third and at last; most is of the day",
-        "process", "MiB of its own, most", "% an hour", "objects, % an hour", "files, most", "threads, most", "tasks",
+        "process", "MiB of its own, most", "% an hour", "Python's blocks", "% an hour", "files, most", "threads, most",
+        "tasks",
     )  # fmt: skip
     for watch in soak.served.watches:
         first, last = watch.settled[0], watch.settled[-1]
@@ -254,7 +255,8 @@ def _tell(soak: Soak, title: str, capsys: pytest.CaptureFixture[str]) -> None:
             watch.name,
             f"{first.own:.1f}, {last.own:.1f}, {watch.most_own:.1f}",
             watch.slope(),
-            f"{first.objects}, {last.objects}, {watch.slope('objects')}",
+            f"{first.blocks}, {last.blocks}",
+            watch.slope("blocks"),
             f"{first.files}, {last.files}, {watch.most_files}",
             f"{first.threads}, {last.threads}, {watch.most_threads}",
             f"{first.tasks}, {last.tasks}",

@@ -20,7 +20,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """At so many hours: MiB of its own and in all, and counts."""
+    """At so many hours: MiB of its own and in all, and counts; `blocks` are Python's, of memory."""
 
     hours: float
     own: float
@@ -28,7 +28,7 @@ class Sample:
     files: int
     threads: int
     tasks: int
-    objects: int
+    blocks: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Watch:
             self.process.num_fds(),
             self.process.num_threads(),
             inside["tasks"],
-            inside["objects"],
+            inside["blocks"],
         )
         self.samples.append(found)
         return found
@@ -100,7 +100,7 @@ class Watch:
         values = [getattr(sample, what) for sample in self.settled]
         found = theilslopes(values, [sample.hours for sample in self.settled])
         middle = sorted(values)[len(values) // 2]
-        return Slope(*(100 * one / middle for one in (found.slope, found.low_slope, found.high_slope)))
+        return Slope(*(100 * float(one) / middle for one in (found.slope, found.low_slope, found.high_slope)))
 
 
 class Follower:

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def _tell(*_: object) -> None:
         tasks = 0
     file = Path(os.environ["COLLEGIUM_TEST_TOLD"]) / f"{os.getpid()}.json"
     new = file.with_suffix(".new")
-    new.write_text(json.dumps({"tasks": tasks, "objects": len(gc.get_objects())}))
+    new.write_text(json.dumps({"tasks": tasks, "objects": len(gc.get_objects()), "blocks": sys.getallocatedblocks()}))
     new.replace(file)
 
 
