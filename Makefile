@@ -32,8 +32,9 @@ demo: install ## Serve the demo pool, ask one prompt per domain, add an expert l
 serve: install ## Serve the demo pool on port 8000 until Ctrl-C.
 	@$(BIN)/collegium serve demo --state $(STATE)
 
+# Two threads on a tiny model wait for each other longer than they work, and for minutes where a core is shared.
 test: install ## Run the default test suite.
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 test-all: install ## Run every test that this machine can: real engines and slow ones too.
 	$(BIN)/pytest -m "not gpu" --timeout 900

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_adapter(seed_model: str, data: Path, tmp_p
 
 
 def test_a_killed_run_goes_on_and_ends_where_it_would_have(seed_model: str, data: Path, tmp_path: Path) -> None:
-    plan = recipe(seed_model, tokens_budget=20_000, epochs=40, evaluations=10)
+    plan = recipe(seed_model, tokens_budget=8_000, epochs=20, evaluations=4)
     whole = specialize(plan, data, tmp_path / "whole" / "sums", quiet=True)
     out = tmp_path / "cut" / "sums"
     script = (
