@@ -90,66 +90,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     registry.close()
 
 
-def test_of_many_processes_that_add_one_name_exactly_one_wins(url: str) -> None:
-    Registry(url).close()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ADD, url, "math", str(number)], stdout=subprocess.PIPE, text=True)
-        for number in range(3)
-    ]
-    said = [process.communicate()[0].strip() for process in processes]
-    assert sorted(said) == ["added", "conflict", "conflict"]
-    assert Registry(url).expert("math").card.description == str(said.index("added"))
-
-
-def test_of_many_threads_that_add_one_name_exactly_one_wins(url: str) -> None:
-    registry = Registry(url)
-
-    def add(number: int) -> bool:
-        try:
-            registry.add(remote("math", description=str(number)))
-        except ConflictError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(add, range(32)))
-    assert won.count(True) == 1
-    assert registry.expert("math").card.description == str(won.index(True))
-
-
-def test_of_many_that_open_a_new_registry_at_once_all_may_use_it(tmp_path: Path) -> None:
-    together = threading.Barrier(8)
-
-    def version(url: str) -> int:
-        together.wait()
-        return Registry(url).version()
-
-    with ThreadPoolExecutor(8) as pool:
-        for turn in range(5):
-            assert list(pool.map(version, [f"sqlite:///{tmp_path / str(turn)}.db"] * 8)) == [0] * 8
-
-
-def test_a_killed_writer_leaves_whole_records_and_all_it_acknowledged(tmp_path: Path) -> None:
-    file = tmp_path / "registry.db"
-    url = f"sqlite:///{file}"
-    Registry(url).close()
-    for turn in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITE_FOREVER, url, f"w{turn}"], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        acknowledged = [int(writer.stdout.readline()) for _ in range(3 + turn)]
-        time.sleep(0.003 * turn)  # another point of the transaction each time; any of them must be harmless
-        writer.send_signal(signal.SIGKILL)
-        acknowledged += [int(line) for line in writer.stdout.read().split("\n") if line.isdigit()]
-        writer.wait()
-        names = {record.name for record in Registry(url).experts()}
-        for number in acknowledged:
-            assert {f"w{turn}-{number}-a", f"w{turn}-{number}-b"} <= names
-        assert all(name[:-1] + other in names for name in names for other in "ab"), "a pair was written by half"
-    assert sqlite3.connect(file).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
 def test_every_write_grows_the_version_and_an_observation_of_nothing_new_does_not(url: str) -> None:
     registry = Registry(url)
     before = registry.version()
@@ -349,3 +289,63 @@ def test_a_card_of_a_newer_version_is_refused_as_such(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"cannot read.*teleport"):
         registry.experts()
     registry.close()
+
+
+def test_of_many_processes_that_add_one_name_exactly_one_wins(url: str) -> None:
+    Registry(url).close()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ADD, url, "math", str(number)], stdout=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    said = [process.communicate()[0].strip() for process in processes]
+    assert sorted(said) == ["added", "conflict", "conflict"]
+    assert Registry(url).expert("math").card.description == str(said.index("added"))
+
+
+def test_of_many_threads_that_add_one_name_exactly_one_wins(url: str) -> None:
+    registry = Registry(url)
+
+    def add(number: int) -> bool:
+        try:
+            registry.add(remote("math", description=str(number)))
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(add, range(32)))
+    assert won.count(True) == 1
+    assert registry.expert("math").card.description == str(won.index(True))
+
+
+def test_of_many_that_open_a_new_registry_at_once_all_may_use_it(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def version(url: str) -> int:
+        together.wait()
+        return Registry(url).version()
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(5):
+            assert list(pool.map(version, [f"sqlite:///{tmp_path / str(turn)}.db"] * 8)) == [0] * 8
+
+
+def test_a_killed_writer_leaves_whole_records_and_all_it_acknowledged(tmp_path: Path) -> None:
+    file = tmp_path / "registry.db"
+    url = f"sqlite:///{file}"
+    Registry(url).close()
+    for turn in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITE_FOREVER, url, f"w{turn}"], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        acknowledged = [int(writer.stdout.readline()) for _ in range(3 + turn)]
+        time.sleep(0.003 * turn)  # another point of the transaction each time; any of them must be harmless
+        writer.send_signal(signal.SIGKILL)
+        acknowledged += [int(line) for line in writer.stdout.read().split("\n") if line.isdigit()]
+        writer.wait()
+        names = {record.name for record in Registry(url).experts()}
+        for number in acknowledged:
+            assert {f"w{turn}-{number}-a", f"w{turn}-{number}-b"} <= names
+        assert all(name[:-1] + other in names for name in names for other in "ab"), "a pair was written by half"
+    assert sqlite3.connect(file).execute("PRAGMA integrity_check").fetchone() == ("ok",)
