@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from sqlalchemy import insert, select, update
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from .card import Card
 from .records import ConflictError, ExpertRecord, State, UnknownExpertError, expert_record
 from .schema import EXPERTS
 
-_STATUS = select(*(column for column in EXPERTS.columns if column is not EXPERTS.c.card)).order_by(EXPERTS.c.name)
+_MARKS = select(EXPERTS.c.name, EXPERTS.c.updated, EXPERTS.c.generation).order_by(
+    EXPERTS.c.name
+)  # differ after a change
 _AT_ONCE = 500  # names in one statement
 
 
 def read(connection: Connection, known: Mapping[str, ExpertRecord]) -> list[ExpertRecord]:
-    """All records in order of name. Of those in `known` that are as they were, the cards are not read again."""
-    rows = {row.name: row for row in connection.execute(_STATUS)}
-    stand = {name: known[name] for name, row in rows.items() if name in known and _is_still(known[name], row)}
-    others = [name for name in rows if name not in stand]
-    for start in range(0, len(others), _AT_ONCE):
-        names = others[start : start + _AT_ONCE]
+    """All records in order of name. Of those in `known` that are as they were, the rows are not read again."""
+    found: dict[str, ExpertRecord | None] = {}
+    for name, updated, generation in connection.execute(_MARKS).all():
+        record = known.get(name)
+        stands = record is not None and record.updated == updated and record.generation == generation
+        found[name] = record if stands else None
+    changed = [name for name, record in found.items() if record is None]
+    for start in range(0, len(changed), _AT_ONCE):
+        names = changed[start : start + _AT_ONCE]
         for row in connection.execute(select(EXPERTS).where(EXPERTS.c.name.in_(names))).mappings():
-            stand[row["name"]] = expert_record(row)
-    return [stand[name] for name in rows if name in stand]
-
-
-def _is_still(record: ExpertRecord, row: Row[Any]) -> bool:
-    return (record.updated, record.generation, record.state, record.base_url, record.reason, record.removed) == (
-        row.updated, row.generation, row.state, row.base_url, row.reason, row.removed,
-    )  # fmt: skip
+            found[row["name"]] = expert_record(row)
+    return [record for record in found.values() if record is not None]
 
 
 def read_one(connection: Connection, name: str) -> ExpertRecord:

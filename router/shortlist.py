@@ -70,10 +70,12 @@ class Shortlist:
         places.append(np.array([self._places[name] for name in keep if name in self._places], dtype=np.intp))
         return [self._sorted[place] for place in np.unique(np.concatenate(places))]
 
-    def prepare(self, labels: tuple[str, ...]) -> None:
-        """Do now what the first decision under these labels would do: some milliseconds for thousands of experts."""
-        if len(self.experts) > SMALL:
-            self._seen(labels)
+    def changed(self, experts: Sequence[Candidate]) -> Shortlist:
+        """The pool as it is now, ready for the labels that decisions were made under."""
+        after = Shortlist(experts)
+        if min(len(self.experts), len(experts)) > SMALL:
+            after._labelled = {labels: after._look(labels, self) for labels in self._labelled}
+        return after
 
     @property
     def labellings(self) -> tuple[tuple[str, ...], ...]:
@@ -83,13 +85,31 @@ class Shortlist:
     def _seen(self, labels: tuple[str, ...]) -> _Labelled:
         seen = self._labelled.get(labels)
         if seen is None:
-            skills = np.array([[one.skill(label) for one in self._sorted] for label in labels])
-            admitted = np.array([[one.is_admitted(label) for one in self._sorted] for label in labels])
-            seen = _Labelled(skills, admitted, self._counted(skills, admitted))
             if len(self._labelled) >= _LABELLINGS:
                 self._labelled = {}
-            self._labelled[labels] = seen
+            seen = self._labelled[labels] = self._look(labels)
         return seen
+
+    def _look(self, labels: tuple[str, ...], before: Shortlist | None = None) -> _Labelled:
+        """Every expert's skills; of those that are as they were `before`, the same."""
+        shape = (len(labels), len(self._sorted))
+        skills, admitted = np.empty(shape), np.empty(shape, dtype=bool)
+        others = range(len(self._sorted))
+        if before is not None:
+            known = before._labelled[labels]
+            was = np.array([before._place(one) for one in self._sorted])
+            skills, admitted = known.skills[:, was], known.admitted[:, was]
+            others = np.flatnonzero(was < 0).tolist()
+        for place in others:
+            one = self._sorted[place]
+            skills[:, place] = [one.skill(label) for label in labels]
+            admitted[:, place] = [one.is_admitted(label) for label in labels]
+        return _Labelled(skills, admitted, self._counted(skills, admitted))
+
+    def _place(self, one: Candidate) -> int:
+        """Where this very candidate is, or -1."""
+        place = self._places.get(one.name, -1)
+        return place if place >= 0 and self._sorted[place] is one else -1
 
     def _learnt(self, seen: _Labelled, qualities: Mapping[str, float]) -> tuple[Floats, Floats]:
         skills = seen.skills.copy()

@@ -126,7 +126,9 @@ class Sources:
 class _Made:
     """What was made of an expert, and of what: its record, those it borrows from, its skills and its cost."""
 
-    of: tuple[object, ...]
+    lenders: tuple[ExpertRecord, ...]
+    skills: tuple[SkillRecord, ...]
+    cost: float
     candidate: Candidate
     target: Target | None
 
@@ -167,21 +169,20 @@ class Builder:
     def _make(
         self, record: ExpertRecord, present: Mapping[str, ExpertRecord], skills: tuple[SkillRecord, ...], cost: float
     ) -> _Made:
-        of = (*_lenders(record, present), skills, cost)
         before = self._made.get(record.name)
-        if before is not None and before.of == of:
-            return before
+        if before is not None and before.lenders[0] is record and (before.skills, before.cost) == (skills, cost):
+            borrows = record.card.borrowed_engine is not None
+            if not borrows or before.lenders == _lenders(record, present):
+                return before
         target = self._sources.target(record, present)
         candidate = _candidate(record.card, present, skills, cost, target is not None)
-        return _Made(of, candidate, _bounded(target, present) if target is not None else None)
+        bounded = _bounded(target, present) if target is not None else None
+        return _Made(_lenders(record, present), skills, cost, candidate, bounded)
 
     def _pooled(self, candidates: tuple[Candidate, ...]) -> Shortlist:
         """Ready for the labels that decisions were made under: the event loop has no time for it."""
         if candidates != self._pool.experts:
-            pool = Shortlist(candidates)
-            for labels in self._pool.labellings:
-                pool.prepare(labels)
-            self._pool = pool
+            self._pool = self._pool.changed(candidates)
         return self._pool
 
 

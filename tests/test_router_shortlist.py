@@ -104,8 +104,7 @@ def test_a_small_pool_is_looked_at_whole() -> None:
     pool = _pool(random.Random(2), SMALL)
     shortlist = Shortlist(pool)
     assert shortlist.of(Posterior(LABELS, (0.2,) * 5), Policy(), Needs()) is pool
-    shortlist.prepare(LABELS)
-    assert shortlist.labellings == ()
+    assert shortlist.labellings == shortlist.changed(pool[1:]).labellings == ()
 
 
 def test_other_labels_are_another_look_and_not_kept_for_ever() -> None:
@@ -125,3 +124,25 @@ def test_a_prompt_that_nobody_read_is_anybodys() -> None:
     decided = decide(unread, Shortlist(pool).of(unread, Policy(), Needs()))
     assert decided.abstained
     assert _told(decided) == _told(decide(unread, pool))
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_pool_that_changed_is_seen_as_it_is(number: int) -> None:
+    """Experts that go, come, change and change places: what is kept of those that stay is theirs."""
+    chance = random.Random(number)
+    pool = _pool(chance, 80)
+    shortlist = Shortlist(pool)
+    for _ in range(5):
+        posterior, needs = _posterior(chance, pool), Needs()
+        shortlist.of(posterior, Policy(), needs)
+        pool = chance.sample(pool, 70) + [replace(one, name=f"n{one.name}") for one in _pool(chance, 10)]
+        for place in chance.sample(range(len(pool)), 5):
+            pool[place] = replace(pool[place], cost=chance.random(), admitted=frozenset(LABELS), skills={})
+        pool = list({one.name: one for one in pool}.values())
+        shortlist = shortlist.changed(pool)
+        assert shortlist.labellings == (LABELS,)
+        again = Shortlist(pool)
+        for _ in range(3):
+            posterior = _posterior(chance, pool)
+            found, expected = (one.of(posterior, Policy(0.1), needs) for one in (shortlist, again))
+            assert found == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from collegium.experts.registry import ExpertRecord, Registry, SkillRecord, State
-from collegium.router.decision import UNREAD
+from collegium.router.decision import UNREAD, Needs, Policy
 from collegium.router.posterior import Posterior
 from collegium.router.shortlist import SMALL
 from collegium.serve.settings import EdgeSettings
@@ -128,7 +128,7 @@ def test_a_large_pool_is_ready_for_the_labels_in_use(registry: Registry) -> None
     pool = _Pool(registry)
     snapshot = pool.look()
     posterior = Posterior(("x", "y"), (0.5, 0.5))
-    snapshot.pool.prepare(posterior.labels)
+    snapshot.pool.of(posterior, Policy(), Needs())
     _add(registry, "new")
     assert pool.look().pool.labellings == (posterior.labels,)
 
