@@ -82,8 +82,8 @@ class Served:
     registry: Registry
     watches: list[Watch]
 
-    @property
-    def logs(self) -> list[Follower]:
+    def followers(self) -> list[Follower]:
+        """Of the workers' logs."""
         return [Follower(log) for log in sorted(self.state.logs.glob("edge-*.log"))]
 
 
@@ -158,7 +158,7 @@ class Soak:
                 await asyncio.gather(*(self.clients.route(http, text) for text in texts))
 
     async def day(self, seconds: float, guest: dict[str, object]) -> None:
-        """Requests go out at random times, however long the answers take; at noon a guest expert comes."""
+        """Requests go out at random times, however long the answers take; a guest expert is there for the day."""
         self.served.registry.add(parse_card(guest))
         async with self.clients.session() as http:
             running: set[asyncio.Task[None]] = set()
@@ -223,7 +223,7 @@ async def _soak(folder: Path, seed: int, seconds: float, capsys: pytest.CaptureF
     began = time.monotonic()
     async with served(folder, pool) as running:
         clients = Clients(running.port, experts, ("auto", "auto", *_MODELS, "guest"), _SECRET, chance)
-        soak = Soak(running, clients, Books(clients, experts, running.logs), chance, folder / "samples.jsonl")
+        soak = Soak(running, clients, Books(clients, experts, running.followers()), chance, folder / "samples.jsonl")
         await soak.begin()
         glances = asyncio.create_task(soak.glance())
         for _ in range(max(math.ceil(seconds / day), 4)):
