@@ -76,13 +76,10 @@ def mark_removed(connection: Connection, name: str) -> ExpertRecord:
         ConflictError: prompted experts still use its engine.
     """
     read_one(connection, name)
-    users = [
-        record.name
-        for record in read(connection, {})
-        if getattr(record.card.backend, "engine", None) == name and not record.removed
-    ]
-    if users:
-        raise ConflictError(f"expert {name!r} runs the engine of {', '.join(users)}; remove those first")
+    borrows = EXPERTS.c.card["backend"]["engine"].as_string() == name
+    users = connection.execute(select(EXPERTS.c.name).where(borrows, ~EXPERTS.c.removed).order_by(EXPERTS.c.name))
+    if names := users.scalars().all():
+        raise ConflictError(f"expert {name!r} runs the engine of {', '.join(names)}; remove those first")
     change(connection, name, removed=True, state=State.DRAINING)
     return read_one(connection, name)
 

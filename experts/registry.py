@@ -65,6 +65,7 @@ class Registry:
         if self._engine.dialect.name == "sqlite":
             _tell_empty(self._engine.url.database)
             event.listen(self._engine, "connect", configure_sqlite)
+        self._known: dict[str, ExpertRecord] = {}
         self._create_schema()
 
     def close(self) -> None:
@@ -77,13 +78,13 @@ class Registry:
 
     # Experts
 
-    def experts(self, known: Iterable[ExpertRecord] = ()) -> list[ExpertRecord]:
+    def experts(self) -> list[ExpertRecord]:
         """All records in order of name, those being removed included.
 
-        Of those in `known`, read before, that nobody has changed since, the same record is returned.
+        Of an expert that nobody changed since the last call the same record is returned.
         """
         with self._read() as connection:
-            return expert_rows.read(connection, {record.name: record for record in known})
+            return self._experts(connection)
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -115,7 +116,7 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            present = {record.name: record for record in expert_rows.read(connection, {})}
+            present = {record.name: record for record in self._experts(connection)}
             for card in cards:
                 if card.name not in present:
                     expert_rows.add(connection, card)
@@ -240,6 +241,11 @@ class Registry:
             return router_rows.read(connection)
 
     # Inner workings
+
+    def _experts(self, connection: Connection) -> list[ExpertRecord]:
+        records = expert_rows.read(connection, self._known)
+        self._known = {record.name: record for record in records}
+        return records
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

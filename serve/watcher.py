@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..experts.registry import ExpertRecord, Registry, RegistryError
+from ..experts.registry import Registry, RegistryError
 from .settings import REFRESH
 from .snapshot import Builder, RoutingModel, Snapshot, Sources
 
@@ -33,7 +33,6 @@ class Watcher:
         """
         self._registry = registry
         self._builder = Builder(sources)
-        self._records: list[ExpertRecord] = []
         self._starter = router
         self._router = router
         self._load = load
@@ -73,8 +72,9 @@ class Watcher:
         # The version first: a write in between is read twice rather than missed.
         version = self._registry.version()
         self._switch_router(self._registry.active_router())
-        self._records = self._registry.experts(self._records)
-        snapshot = self._builder.build(self._records, self._registry.skills(), self._registry.keys(), self._router)
+        snapshot = self._builder.build(
+            self._registry.experts(), self._registry.skills(), self._registry.keys(), self._router
+        )
         self._version = version
         return snapshot
 

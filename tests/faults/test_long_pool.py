@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,16 +97,17 @@ def _card(edge: Outside, name: str, chance: random.Random) -> Card:
 async def _fill(edge: Outside, count: int, chance: random.Random) -> None:
     """Register so many experts, and wait until the edge knows them all."""
     cards = [_card(edge, f"e{number}", chance) for number in range(count)]
-    await asyncio.to_thread(_register, edge, cards)
+    await asyncio.to_thread(edge.registry.seed, cards)
+    for one in cards:
+        await asyncio.to_thread(edge.registry.observe, one.name, State.READY, base_url=edge.expert.url)
     async with aiohttp.ClientSession() as session:
         while len(await _listed(session, edge)) < count + 2:
             await asyncio.sleep(0.5)
 
 
-def _register(edge: Outside, cards: Sequence[Card]) -> None:
-    edge.registry.seed(cards)
-    for card in cards:
-        edge.registry.observe(card.name, State.READY, base_url=edge.expert.url)
+def _register(edge: Outside, card: Card) -> None:
+    edge.registry.add(card)
+    edge.registry.observe(card.name, State.READY, base_url=edge.expert.url)
 
 
 async def _listed(session: aiohttp.ClientSession, edge: Outside) -> list[object]:
@@ -141,7 +142,7 @@ def _changing(edge: Outside, chance: random.Random, waits: list[float]) -> Itera
         due = time.monotonic()
         while not over.is_set():
             name = f"x{time.monotonic_ns()}"
-            _register(edge, [_card(edge, name, chance)])
+            _register(edge, _card(edge, name, chance))
             edge.registry.remove(name)
             edge.registry.forget(name)
             due += 2 / _CHANGES
@@ -151,7 +152,7 @@ def _changing(edge: Outside, chance: random.Random, waits: list[float]) -> Itera
         async with aiohttp.ClientSession() as session:
             while True:
                 name = f"n{time.monotonic_ns()}"
-                await asyncio.to_thread(_register, edge, [_card(edge, name, chance)])
+                await asyncio.to_thread(_register, edge, _card(edge, name, chance))
                 began = time.monotonic()
                 while (await session.get(f"{edge.url}/v1/models/{name}")).status != 200:
                     await asyncio.sleep(0.01)
