@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import pytest
-from collegium.experts.card import Card, parse_card
 from collegium.experts.registry import State
+from faults.changes import expert, register
 from faults.expert import Expert
 from faults.load import ask
-from faults.outside import Outside, outside, quantile
+from faults.outside import HERE, Outside, outside, quantile
 from faults.table import Table
-from serve_kit import WORDS
 
 _RATE, _SECONDS = 40.0, 10.0
 _CHANGES = 100.0  # experts registered or removed a second
@@ -49,8 +49,9 @@ def test_f10_thousands_of_experts_that_come_and_go(
 
 async def _pools(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixture[str]) -> None:
     chance = random.Random(seed)
-    seen = {kind: _Seen() for kind in ("few", "many", "changing")}
+    seen = {kind: _Seen() for kind in ("few", "many", "few, changing", "many, changing")}
     waits: list[float] = []
+    rates: list[float] = []
     folders = [folder / name for name in ("few", "many")]
     for made in folders:
         made.mkdir()
@@ -65,12 +66,12 @@ async def _pools(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixt
         memory = many.process.memory_info().rss - empty
         # In turns, so that what else the machine does meets all of them.
         for _ in range(_ROUNDS):
-            await _load(session, few, seen["few"], chance)
-            await _load(session, many, seen["many"], chance)
-            with _changing(many, chance, waits):
-                await _load(session, many, seen["changing"], chance)
+            for kind, edge in (("few", few), ("many", many)):
+                await _load(session, edge, seen[kind], chance)
+                async with _changing(edge, rates), _newcomers(edge, session, chance, waits if edge is many else []):
+                    await _load(session, edge, seen[f"{kind}, changing"], chance)
         table = Table(
-            f"{count} experts, {_RATE:g} requests/s, {_CHANGES:g} changes/s, seed {seed}",
+            f"{count} experts, {_RATE:g} requests/s, {min(rates):g} changes/s, seed {seed}",
             "pool", "requests", "p50 ms", "p99 ms",
         )  # fmt: skip
         for kind, one in seen.items():
@@ -88,26 +89,15 @@ async def _pools(folder: Path, seed: int, count: int, capsys: pytest.CaptureFixt
         assert memory < count * _MOST
 
 
-def _card(edge: Outside, name: str, chance: random.Random) -> Card:
-    skills = {domain: chance.random() for domain in WORDS}
-    backend = {"kind": "remote", "url": edge.expert.url, "model": "scripted"}
-    return parse_card({"name": name, "backend": backend, "domains": skills, "admitted": [chance.choice([*WORDS])]})
-
-
 async def _fill(edge: Outside, count: int, chance: random.Random) -> None:
     """Register so many experts, and wait until the edge knows them all."""
-    cards = [_card(edge, f"e{number}", chance) for number in range(count)]
+    cards = [expert(f"e{number}", edge.expert.url, chance) for number in range(count)]
     await asyncio.to_thread(edge.registry.seed, cards)
     for one in cards:
         await asyncio.to_thread(edge.registry.observe, one.name, State.READY, base_url=edge.expert.url)
     async with aiohttp.ClientSession() as session:
         while len(await _listed(session, edge)) < count + 2:
             await asyncio.sleep(0.5)
-
-
-def _register(edge: Outside, card: Card) -> None:
-    edge.registry.add(card)
-    edge.registry.observe(card.name, State.READY, base_url=edge.expert.url)
 
 
 async def _listed(session: aiohttp.ClientSession, edge: Outside) -> list[object]:
@@ -133,38 +123,44 @@ async def _load(session: aiohttp.ClientSession, edge: Outside, seen: _Seen, chan
             number += 1
 
 
-@contextmanager
-def _changing(edge: Outside, chance: random.Random, waits: list[float]) -> Iterator[None]:
-    """Experts register and are removed at a steady rate, in a thread; now and then one is waited for."""
-    over = threading.Event()
-
-    def change() -> None:
-        due = time.monotonic()
-        while not over.is_set():
-            name = f"x{time.monotonic_ns()}"
-            _register(edge, _card(edge, name, chance))
-            edge.registry.remove(name)
-            edge.registry.forget(name)
-            due += 2 / _CHANGES
-            over.wait(max(due - time.monotonic(), 0))
-
-    async def wait() -> None:
-        async with aiohttp.ClientSession() as session:
-            while True:
-                name = f"n{time.monotonic_ns()}"
-                await asyncio.to_thread(_register, edge, _card(edge, name, chance))
-                began = time.monotonic()
-                while (await session.get(f"{edge.url}/v1/models/{name}")).status != 200:
-                    await asyncio.sleep(0.01)
-                waits.append(time.monotonic() - began)
-                await asyncio.to_thread(edge.registry.remove, name)
-                await asyncio.sleep(1.0)
-
-    thread, waiting = threading.Thread(target=change), asyncio.get_running_loop().create_task(wait())
-    thread.start()
+@asynccontextmanager
+async def _changing(edge: Outside, rates: list[float]) -> AsyncIterator[None]:
+    """Experts come and go meanwhile; how many did a second is added to `rates`."""
+    command = [sys.executable, str(HERE / "changes.py"), edge.registry_url, edge.expert.url, str(_CHANGES)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     try:
         yield
     finally:
-        over.set()
-        thread.join()
+        process.terminate()
+        told, _ = await process.communicate()
+    rates.append(float(told))
+
+
+@asynccontextmanager
+async def _newcomers(
+    edge: Outside, session: aiohttp.ClientSession, chance: random.Random, waits: list[float]
+) -> AsyncIterator[None]:
+    """Now and then a new expert is waited for; how many seconds is added to `waits`."""
+
+    async def wait() -> None:
+        while True:
+            name = f"n{time.monotonic_ns()}"
+            card = expert(name, edge.expert.url, chance)
+            await asyncio.to_thread(register, edge.registry, card, edge.expert.url)
+            began = time.monotonic()
+            while not await _is_listed(session, edge, name):
+                await asyncio.sleep(0.01)
+            waits.append(time.monotonic() - began)
+            await asyncio.to_thread(edge.registry.remove, name)
+            await asyncio.sleep(1.0)
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
         waiting.cancel()
+
+
+async def _is_listed(session: aiohttp.ClientSession, edge: Outside, name: str) -> bool:
+    async with session.get(f"{edge.url}/v1/models/{name}") as response:
+        return response.status == 200
