@@ -42,7 +42,7 @@ _PATIENCE = 120.0
 _REST = 7.0  # seconds; connections to experts are kept for 3, and given up within 3 more
 _MODELS = ("math", "safe", "coding", "general")
 _SECRET = "sk-soak-test"
-_WORDS = 45_000
+_WORDS = 51_000
 # Per cent by which memory may grow: so much an hour, and so much in all, below which it is not told from noise.
 _GROWTH, _NOISE = 0.5, 5.0
 # Pools of threads start one when none is free, and keep it.
