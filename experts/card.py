@@ -90,7 +90,7 @@ class Card(Strict):
     @property
     def borrowed_engine(self) -> str | None:
         """Name of the card whose engine answers, where that is another's."""
-        return self.backend.engine if isinstance(self.backend, PromptedBackend | AdapterBackend) else None
+        return self.backend.engine if isinstance(self.backend, (PromptedBackend, AdapterBackend)) else None
 
     @property
     def engine_fingerprint(self) -> str:

@@ -15,22 +15,23 @@ from .schema import EXPERTS
 _MARKS = select(EXPERTS.c.name, EXPERTS.c.updated, EXPERTS.c.generation).order_by(
     EXPERTS.c.name
 )  # differ after a change
-_AT_ONCE = 500  # names in one statement
+_AT_ONCE = 500  # names in one statement; rows that are fetched without letting other threads work
 
 
-def read(connection: Connection, known: Mapping[str, ExpertRecord]) -> list[ExpertRecord]:
+def read(connection: Connection, known: Mapping[str, ExpertRecord]) -> dict[str, ExpertRecord]:
     """All records in order of name. Of those in `known` that are as they were, the rows are not read again."""
     found: dict[str, ExpertRecord | None] = {}
-    for name, updated, generation in connection.execute(_MARKS).all():
-        record = known.get(name)
-        stands = record is not None and record.updated == updated and record.generation == generation
-        found[name] = record if stands else None
+    for rows in connection.execute(_MARKS).partitions(_AT_ONCE):
+        for name, updated, generation in rows:
+            record = known.get(name)
+            stands = record is not None and record.updated == updated and record.generation == generation
+            found[name] = record if stands else None
     changed = [name for name, record in found.items() if record is None]
     for start in range(0, len(changed), _AT_ONCE):
         names = changed[start : start + _AT_ONCE]
         for row in connection.execute(select(EXPERTS).where(EXPERTS.c.name.in_(names))).mappings():
             found[row["name"]] = expert_record(row)
-    return [record for record in found.values() if record is not None]
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def read_one(connection: Connection, name: str) -> ExpertRecord:

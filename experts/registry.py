@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Registry:
         if self._engine.dialect.name == "sqlite":
             _tell_empty(self._engine.url.database)
             event.listen(self._engine, "connect", configure_sqlite)
-        self._known: dict[str, ExpertRecord] = {}
+        self._known: Mapping[str, ExpertRecord] = {}
         self._create_schema()
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Registry:
         Of an expert that nobody changed since the last call the same record is returned.
         """
         with self._read() as connection:
-            return self._experts(connection)
+            return list(self._experts(connection).values())
 
     def expert(self, name: str) -> ExpertRecord:
         """One record.
@@ -116,7 +116,7 @@ class Registry:
             ConflictError: one of them is being removed.
         """
         with self._write() as connection:
-            present = {record.name: record for record in self._experts(connection)}
+            present = self._experts(connection)
             for card in cards:
                 if card.name not in present:
                     expert_rows.add(connection, card)
@@ -242,10 +242,9 @@ class Registry:
 
     # Inner workings
 
-    def _experts(self, connection: Connection) -> list[ExpertRecord]:
-        records = expert_rows.read(connection, self._known)
-        self._known = {record.name: record for record in records}
-        return records
+    def _experts(self, connection: Connection) -> Mapping[str, ExpertRecord]:
+        self._known = expert_rows.read(connection, self._known)
+        return self._known
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
