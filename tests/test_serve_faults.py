@@ -16,7 +16,7 @@ from collegium.serve.settings import EdgeSettings
 from serve_kit import Running, card, running, specialist
 
 QUICK = EdgeSettings(
-    first_byte=0.5, between_events=0.5, total=3, classifier_budget=0.2, classifier_queue=1, breaker_failures=1000
+    first_byte=2, between_events=1, total=10, classifier_budget=1, classifier_queue=1, breaker_failures=1000
 )
 
 
@@ -28,7 +28,7 @@ class MoodyRouter:
 
     def posterior(self, text: str) -> Posterior:
         if "hang" in text:
-            time.sleep(0.6)
+            time.sleep(2.5)
         if "fail" in text:
             raise ArithmeticError(text)
         return Posterior(("math", "general"), (0.9, 0.1), 0.5)

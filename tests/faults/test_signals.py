@@ -20,7 +20,7 @@ from faults.expert import Exchange, answer
 from faults.kit import QUICK, Lab, laboratory
 from faults.test_catalogue import requested
 
-BREAKING = replace(QUICK, breaker_failures=3, breaker_pause=600, breaker_look=0.2, first_byte=0.4, retry_reserve=1e6)
+BREAKING = replace(QUICK, breaker_failures=3, breaker_pause=600, breaker_look=0.2, first_byte=1.5, retry_reserve=1e6)
 
 
 @pytest.fixture(scope="module")
