@@ -342,7 +342,7 @@ def test_a_key_mixes_only_what_it_may_ask_and_pays_for_all(tmp_path: Path, tag: 
         def asked(secret: str, experts: int) -> httpx2.Response:
             return score(lab, body(tag), experts, authorization=f"Bearer {secret}")
 
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while asked("sk-none", 2).status_code != 401:
             assert time.monotonic() < until
             time.sleep(0.05)

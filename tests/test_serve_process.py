@@ -153,7 +153,7 @@ def test_a_stream_that_outlives_the_drain_ends_with_an_error_event(tmp_path: Pat
         thread.join(60)
         assert process.wait(60) == 0
         assert '"code":"draining"' in [line for line in received if line][-1]
-        assert edge.echo.left.wait(10)
+        assert edge.echo.left.wait(60)
 
 
 def bound(listener: socket.socket, address: tuple[str, int]) -> bool:

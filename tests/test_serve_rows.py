@@ -155,6 +155,23 @@ def test_e12_a_turn_that_nobody_may_answer_is_where_the_conversation_begins(tmp_
         assert answer.json()["model"] == "alpha" and "had the turn before" in answer.headers["x-collegium-reason"]
 
 
+def test_e12_earlier_turns_are_read_within_one_budget_for_all_of_them(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    class Slow(KeywordRouter):
+        def posterior(self, text: str) -> Posterior:
+            read.append(text)
+            time.sleep(1.0)
+            return super().posterior(text)
+
+    settings = EdgeSettings(policy=Policy(switch_margin=0.9), classifier_budget=3)
+    with running(tmp_path, settings, Slow()) as edge:
+        said = [{"role": "user", "content": f"the sum of {number} primes"} for number in range(8)]
+        answer = edge.post("/v1/chat/completions", json={"model": "auto", "messages": said})
+        assert answer.headers["x-collegium-expert"] == "math"
+        assert len(read) <= 5  # the last, three within the budget, and one that was begun and is not waited for
+
+
 def test_f08_no_request_takes_one_experts_key_to_anothers_url(tmp_path: Path) -> None:
     keys = {"KEY_A": "sk-a", "KEY_B": "sk-b"}
     with running(tmp_path, environment=keys) as edge, EchoExpert("sk-a") as first, EchoExpert("sk-b") as second:

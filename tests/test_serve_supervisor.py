@@ -67,6 +67,15 @@ def test_answers_without_ray(serving: Serving) -> None:
     assert answer.headers["x-collegium-router"].startswith("starter")
 
 
+def test_each_child_knows_whose_it_is(serving: Serving) -> None:
+    """One that starts while its supervisor dies would otherwise live on."""
+    supervisor = serving.process.pid
+    children = [child.cmdline() for child in psutil.Process(supervisor).children()]
+    parts = {part for command in children for part in command if part.startswith("collegium.")}
+    assert parts == {"collegium.serve.edge", "collegium.experts.reconciler"}
+    assert {command[command.index("--parent") + 1] for command in children} == {str(supervisor)}
+
+
 def test_an_expert_added_live_disturbs_nobody(serving: Serving, echo: EchoExpert) -> None:
     failures: list[str] = []
     done = threading.Event()
@@ -139,7 +148,7 @@ def test_killed_and_started_again_it_has_the_same_experts(echo: EchoExpert, tmp_
         children = psutil.Process(serving.process.pid).children(recursive=True)
         serving.process.kill()
         serving.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive, "the edge and the reconciler end with their supervisor"
         serving.start()
         serving.wait_ready()
@@ -165,7 +174,7 @@ def test_stop_ends_it_from_another_terminal(echo: EchoExpert, tmp_path: Path) ->
         command = [sys.executable, "-m", "collegium.cli.main", "stop", "--state", str(serving.folder)]
         stopped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         assert stopped.stdout.strip() == "stopped"
-        assert serving.process.wait(10) == 0
+        assert serving.process.wait(60) == 0
 
 
 def test_metrics_and_logs_hold_no_prompt(serving: Serving) -> None:

@@ -64,7 +64,7 @@ def process(port: int = 0, pace: int = 0) -> Iterator[tuple[subprocess.Popen[str
         yield child, int(child.stdout.readline())
     finally:
         child.kill()
-        child.wait(10)
+        child.wait(60)
         child.stdout.close()
 
 
@@ -98,7 +98,7 @@ def test_d02_killed_mid_stream_and_restarted(tmp_path: Path, seed: int) -> None:
         body = lab.body(f"d02-{seed} 150 tokens", "coding", stream=True)
         with begun(lab, body) as rest:
             child.kill()
-            child.wait(10)
+            child.wait(60)
             with process(port):
                 raw = rest()
         assert said(raw) == greedy(body)
@@ -130,7 +130,7 @@ def test_d01_killed_with_a_request_in_work(tmp_path: Path) -> None:
         while lab.app.ledger.in_flight < 2:
             time.sleep(0.01)
         child.kill()
-        child.wait(10)
+        child.wait(60)
         assert (unnamed.result().status, unnamed.result().model) == (200, "general"), lab.attempts(unnamed.result())
         with process(port):
             assert (named.result().status, named.result().text) == (200, lab.right(text))
@@ -140,7 +140,7 @@ def test_d01_killed_and_gone(tmp_path: Path) -> None:
     settings = replace(QUICK, recovery=1)
     with process() as (child, port), laboratory(tmp_path, settings, f"http://127.0.0.1:{port}/v1", False) as lab:
         child.kill()
-        child.wait(10)
+        child.wait(60)
         reply = lab.ask("d01 a python function", "coding")
         assert (reply.status, reply.code) == (502, "upstream_connection_failed")
         assert reply.headers["x-should-retry"] == "true"

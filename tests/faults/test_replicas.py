@@ -181,7 +181,7 @@ def test_d02_killed_mid_stream_with_a_sibling(tmp_path: Path, seed: int) -> None
         bodies = [lab.body(f"d02-{seed}-{number} 150 tokens", "twin", stream=True) for number in (0, 1)]
         with begun(lab, bodies[0]) as rest, begun(lab, bodies[1]) as other:
             first.kill()
-            first.wait(10)
+            first.wait(60)
             answers = [said(rest()), said(other())]
         assert answers == [lab.right(f"d02-{seed}-{number} 150 tokens") for number in (0, 1)]
         kinds = []
