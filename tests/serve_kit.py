@@ -117,7 +117,7 @@ def running(
         )
         sources = Sources("internal", environment or {})
         app = create_app(settings, registry, router or KeywordRouter(), sources)
-        with served(app, bounded_protocol(settings)) as url, httpx2.Client(trust_env=False, timeout=20) as http:
+        with served(app, bounded_protocol(settings)) as url, httpx2.Client(trust_env=False, timeout=60) as http:
             yield Running(url, pool, echo, http, app)
     registry.close()
 

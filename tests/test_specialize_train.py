@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_adapter(seed_model: str, data: Path, tmp_p
 
 
 def test_a_killed_run_goes_on_and_ends_where_it_would_have(seed_model: str, data: Path, tmp_path: Path) -> None:
-    plan = recipe(seed_model, tokens_budget=8_000, epochs=20, evaluations=4)
+    plan = recipe(seed_model, tokens_budget=6_000, epochs=18, evaluations=8)
     whole = specialize(plan, data, tmp_path / "whole" / "sums", quiet=True)
     out = tmp_path / "cut" / "sums"
     script = (
@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_and_ends_where_it_would_have(seed_model: str, data
 
 def test_a_run_that_diverges_stops_and_says_so(seed_model: str, data: Path, tmp_path: Path) -> None:
     good = specialize(
-        recipe(seed_model, tokens_budget=20_000, epochs=40), data, tmp_path / "good", merge=True, quiet=True
+        recipe(seed_model, tokens_budget=3_000, epochs=9), data, tmp_path / "good", merge=True, quiet=True
     )
     wild = recipe(str(good.folder / "merged"), lr=0.99, rank=8, evaluations=10)
     with pytest.raises(DivergedError, match="lower --lr"):

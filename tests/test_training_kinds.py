@@ -21,13 +21,14 @@ from collegium.training.finetune import finetune
 from collegium.training.recipes import Options
 from collegium.training.sampling import draw
 from collegium.training.static_learner import pieces_of
-from collegium.training.train import train
+from collegium.training.train import Trained, train
 from collegium.training.tuning import Distilling, Tuning
 from encoder_kit import tiny_encoder
 from router_kit import labelled
 
 PROMPTS = [Prompt(row, text, label) for row, (text, label) in enumerate(labelled(), start=1)]
 QUICK = Distilling(least=6_000, steps=100)
+BRIEF = Distilling(least=600, steps=12)  # where it matters that it learns, not what
 SHORT = Tuning(prompts=320, repeats=99, batch=16, lr=1e-3, head_lr=1e-2, frozen_layers=0, evaluations=4)
 
 
@@ -35,21 +36,24 @@ def options(**changed: object) -> Options:
     return Options(**{"name": "tiny", "distilling": QUICK, "tuning": SHORT, **changed})  # type: ignore[arg-type]
 
 
-def test_a_static_router_learns_and_loads_as_it_was(tmp_path: Path) -> None:
-    trained = train(PROMPTS, "static", tiny_encoder(), options())
-    assert trained.report.held_out.accuracy > 0.6
-    trained.save(tmp_path / "static")
+@pytest.fixture(scope="module")
+def static() -> Trained:
+    return train(PROMPTS, "static", tiny_encoder(), options())
+
+
+def test_a_static_router_learns_and_loads_as_it_was(static: Trained, tmp_path: Path) -> None:
+    assert static.report.held_out.accuracy > 0.6
+    static.save(tmp_path / "static")
     router = load_router(tmp_path / "static")
     asked = "my landlord keeps the deposit"
     assert router.posterior(asked).domain == "law"
-    assert np.allclose(router.posterior(asked).probabilities, trained.classifier.probabilities(asked), atol=1e-7)
+    assert np.allclose(router.posterior(asked).probabilities, static.classifier.probabilities(asked), atol=1e-7)
     assert router.manifest.encoder is None  # numpy and the tokenizer are all that routing needs
 
 
 def test_static_training_repeats_to_the_last_bit(tmp_path: Path) -> None:
-    versions = {
-        train(PROMPTS, "static", tiny_encoder(), options()).save(tmp_path / str(run)).version for run in range(2)
-    }
+    brief = options(distilling=BRIEF)
+    versions = {train(PROMPTS, "static", tiny_encoder(), brief).save(tmp_path / str(run)).version for run in range(2)}
     assert len(versions) == 1
 
 
@@ -61,8 +65,8 @@ def test_a_teacher_changes_what_a_static_router_learns() -> None:
     assert np.abs(alone.predict_proba(texts) - taught.predict_proba(texts)).max() > 0.01
 
 
-def test_static_logits_are_what_the_formula_says() -> None:
-    trained = train(PROMPTS, "static", tiny_encoder(), options()).classifier
+def test_static_logits_are_what_the_formula_says(static: Trained) -> None:
+    trained = static.classifier
     assert isinstance(trained, StaticClassifier)
     _, tensors = trained.state()
     text = "solve the equation for x"
@@ -188,7 +192,7 @@ def test_the_margin_is_the_least_that_costs_no_more_than_allowed() -> None:
 
 
 def test_a_cascade_trains_saves_and_loads(tmp_path: Path) -> None:
-    trained = train(PROMPTS, "cascade", tiny_encoder(), options(members=("static", "tfidf")))
+    trained = train(PROMPTS, "cascade", tiny_encoder(), options(members=("static", "tfidf"), distilling=BRIEF))
     manifest = trained.save(tmp_path / "cascade")
     router = load_router(tmp_path / "cascade")
     asked = "why does my python loop never end"

@@ -90,7 +90,7 @@ class Serving:
         return {row["id"] for row in self.http.get(f"{self.base}/v1/models").json()["data"]}
 
 
-def until(condition: object, seconds: float = 15.0) -> None:
+def until(condition: object, seconds: float = 60.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
