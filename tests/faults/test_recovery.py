@@ -163,8 +163,8 @@ def test_d01_a_request_that_may_be_the_reason_is_sent_three_times(tmp_path: Path
 
 
 def test_d02_a_continuation_may_take_longer_than_the_search_for_it(tmp_path: Path) -> None:
-    with laboratory(tmp_path, replace(QUICK, recovery=1)) as lab:
-        lab.main.pace = 0.02
+    with laboratory(tmp_path, replace(QUICK, recovery=3)) as lab:
+        lab.main.pace = 0.03
         text = "d02 150 tokens"
         lab.main.plan("d02", do.broken(9))
         reply = lab.ask(text, "coding", stream=True)
