@@ -12,9 +12,8 @@ from .card import Card
 from .records import ConflictError, ExpertRecord, State, UnknownExpertError, expert_record
 from .schema import EXPERTS
 
-_MARKS = select(EXPERTS.c.name, EXPERTS.c.updated, EXPERTS.c.generation).order_by(
-    EXPERTS.c.name
-)  # differ after a change
+# Every change of an expert changes one of them.
+_MARKS = select(EXPERTS.c.name, EXPERTS.c.updated, EXPERTS.c.generation).order_by(EXPERTS.c.name)
 _AT_ONCE = 500  # names in one statement; rows that are fetched without letting other threads work
 
 

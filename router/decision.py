@@ -10,7 +10,7 @@ from .posterior import Posterior
 
 UNREAD = "unclassified"
 """The domain of prompts that nobody has read. Every expert is admitted to it."""
-_TOLD = 20
+_TOLD = 20  # experts that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ def decide(
     Raises:
         NoExpertError: every expert is excluded.
     """
-    bars = _bars(posterior, [expert for expert in experts if expert.generalist])
-    scores = {expert.name: _score(expert, posterior, bars, policy, needs) for expert in experts}
+    limits = bars(posterior, [expert for expert in experts if expert.generalist])
+    scores = {expert.name: _score(expert, posterior, limits, policy, needs) for expert in experts}
     allowed = [expert for expert in experts if scores[expert.name].excluded is None]
     if not allowed:
         raise NoExpertError(tuple(sorted(scores.values(), key=lambda score: score.expert)))
@@ -161,34 +161,30 @@ def stay(decision: Decision, before: str, margin: float) -> Decision:
     return replace(decision, expert=before, runner_up=best.expert, reason=told)
 
 
-def quality(expert: Candidate, posterior: Posterior, generalists: Sequence[Candidate] = ()) -> float:
-    """Expected probability of a right answer, in [0, 1].
-
-    Where the expert is not admitted its skill counts at most as much as the best generalist's: declared but unproved
-    skill never beats a measured generalist. What the posterior knows of the expert stands for its skills.
-    """
-    return _quality(expert, posterior, _bars(posterior, generalists))
-
-
-def _bars(posterior: Posterior, generalists: Sequence[Candidate]) -> Sequence[float]:
-    """For each domain what an unproved skill counts at most."""
+def bars(posterior: Posterior, generalists: Sequence[Candidate]) -> Sequence[float]:
+    """What a skill counts at most, for each label, where its expert is not admitted: the best generalist's skill."""
     return [
         max((posterior.qualities.get(one.name, one.skill(domain)) for one in generalists), default=math.inf)
         for domain in posterior.labels
     ]
 
 
-def _quality(expert: Candidate, posterior: Posterior, bars: Sequence[float]) -> float:
+def quality(expert: Candidate, posterior: Posterior, limits: Sequence[float]) -> float:
+    """Expected probability of a right answer, in [0, 1]. `limits` are the `bars` of the posterior's labels.
+
+    Declared but unproved skill never beats a measured generalist. What the posterior knows of the expert stands for
+    its skills.
+    """
     learnt = posterior.qualities.get(expert.name)
     total = 0.0
-    for domain, probability, bar in zip(posterior.labels, posterior.probabilities, bars, strict=True):
+    for domain, probability, limit in zip(posterior.labels, posterior.probabilities, limits, strict=True):
         skill = expert.skill(domain) if learnt is None else learnt
-        total += probability * (skill if skill <= bar or expert.is_admitted(domain) else bar)
+        total += probability * (skill if skill <= limit or expert.is_admitted(domain) else limit)
     return total
 
 
-def _score(expert: Candidate, posterior: Posterior, bars: Sequence[float], policy: Policy, needs: Needs) -> Score:
-    value = _quality(expert, posterior, bars)
+def _score(expert: Candidate, posterior: Posterior, limits: Sequence[float], policy: Policy, needs: Needs) -> Score:
+    value = quality(expert, posterior, limits)
     return Score(
         expert=expert.name,
         quality=value,

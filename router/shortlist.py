@@ -73,8 +73,8 @@ class Shortlist:
     def changed(self, experts: Sequence[Candidate]) -> Shortlist:
         """The pool as it is now, ready for the labels that decisions were made under."""
         after = Shortlist(experts)
-        if min(len(self.experts), len(experts)) > SMALL:
-            after._labelled = {labels: after._look(labels, self) for labels in self._labelled}
+        if len(experts) > SMALL:
+            after._labelled = {labels: after._look(labels, self) for labels in self.labellings}
         return after
 
     @property

@@ -56,7 +56,7 @@ async def choose(
             return Route(decision, None, snapshot.router.version, fallback=found.code)
         decision = _decided(found, snapshot, policy, request)
         if policy.switch_margin > 0 and decision.lead <= policy.switch_margin:
-            decision = await _conversed(found, texts, request, snapshot, classifier, policy)
+            decision = await _conversed((found, decision), texts, request, snapshot, classifier, policy)
     except NoExpertError as error:
         raise _nobody(snapshot.candidates, request) from error
     return Route(decision, found, snapshot.router.version)
@@ -80,7 +80,7 @@ def _decided(
 
 
 async def _conversed(
-    last: Posterior,
+    last: tuple[Posterior, Decision],
     earlier: Iterator[str],
     request: Request,
     snapshot: Snapshot,
@@ -91,8 +91,7 @@ async def _conversed(
 
     The conversation itself tells who had it: the edge remembers none, and any edge decides alike.
     """
-    readings = [last]
-    decision = _decided(last, snapshot, policy, request)
+    turns = [last]
     # Nobody may answer an earlier turn: then the conversation is taken to begin after it.
     with suppress(TimeoutError, NoExpertError):
         async with asyncio.timeout(classifier.budget):
@@ -100,13 +99,15 @@ async def _conversed(
                 found = await classifier.posterior(snapshot.router, text)
                 if isinstance(found, NoPosterior):
                     break
-                decision = _decided(found, snapshot, policy, request)
-                readings.append(found)
-                if decision.lead > policy.switch_margin:
+                turns.append((found, _decided(found, snapshot, policy, request)))
+                if turns[-1][1].lead > policy.switch_margin:
                     break
-    for reading in reversed(readings[:-1]):
+    _, decision = turns.pop()
+    for reading, alone in reversed(turns):
         before = decision.expert
-        decision = stay(_decided(reading, snapshot, policy, request, (before,)), before, policy.switch_margin)
+        if all(score.expert != before for score in alone.scores):  # too many to look at each
+            alone = _decided(reading, snapshot, policy, request, (before,))
+        decision = stay(alone, before, policy.switch_margin)
     return decision
 
 

@@ -169,15 +169,15 @@ class Builder:
     def _make(
         self, record: ExpertRecord, present: Mapping[str, ExpertRecord], skills: tuple[SkillRecord, ...], cost: float
     ) -> _Made:
+        lenders = _lenders(record, present)
         before = self._made.get(record.name)
-        if before is not None and before.lenders[0] is record and (before.skills, before.cost) == (skills, cost):
-            borrows = record.card.borrowed_engine is not None
-            if not borrows or before.lenders == _lenders(record, present):
-                return before
+        if before is not None and (before.lenders, before.skills, before.cost) == (lenders, skills, cost):
+            return before
+        engine = lenders[-1].card
         target = self._sources.target(record, present)
-        candidate = _candidate(record.card, present, skills, cost, target is not None)
-        bounded = _bounded(target, present) if target is not None else None
-        return _Made(_lenders(record, present), skills, cost, candidate, bounded)
+        candidate = _candidate(record.card, engine, skills, cost, target is not None)
+        bounded = _bounded(target, record.card, engine) if target is not None else None
+        return _Made(lenders, skills, cost, candidate, bounded)
 
     def _pooled(self, candidates: tuple[Candidate, ...]) -> Shortlist:
         """Ready for the labels that decisions were made under: the event loop has no time for it."""
@@ -187,24 +187,22 @@ class Builder:
 
 
 def _lenders(record: ExpertRecord, known: Mapping[str, ExpertRecord]) -> tuple[ExpertRecord, ...]:
-    """The record and those that it borrows from."""
+    """The record and those that it borrows from; the last one's engine answers."""
     lender = known.get(record.card.borrowed_engine or "")
     return (record,) if lender is None else (record, *_lenders(lender, known))
 
 
-def _bounded(target: Target, known: Mapping[str, ExpertRecord]) -> Target:
+def _bounded(target: Target, card: Card, engine: Card) -> Target:
     """With what the cards say of its limits and of a second sending; an engine's work is ours to do twice.
 
     An engine has its places once, however many cards it answers for.
     """
-    card = known[target.expert].card
-    lender = _borrowed(card, known)
-    engine = lender.backend
+    backend = engine.backend
     return replace(
         target,
-        limits=card.limits.model_copy(update={"concurrency": lender.limits.concurrency}),
-        retry_safe=target.vouched or (isinstance(engine, RemoteBackend) and engine.retry_safe),
-        continues=_continues(engine),
+        limits=card.limits.model_copy(update={"concurrency": engine.limits.concurrency}),
+        retry_safe=target.vouched or (isinstance(backend, RemoteBackend) and backend.retry_safe),
+        continues=_continues(backend),
     )
 
 
@@ -214,10 +212,7 @@ def _continues(backend: Backend) -> bool:
     return isinstance(backend, EngineBackend) and "reasoning_parser" not in backend.options
 
 
-def _candidate(
-    card: Card, known: Mapping[str, ExpertRecord], skills: Sequence[SkillRecord], cost: float, ready: bool
-) -> Candidate:
-    engine = _borrowed(card, known)
+def _candidate(card: Card, engine: Card, skills: Sequence[SkillRecord], cost: float, ready: bool) -> Candidate:
     return candidate(
         card.name,
         declared=card.domains,
@@ -230,12 +225,6 @@ def _candidate(
         context_window=_window(card) or _window(engine),
         capabilities={*card.capabilities, *engine.capabilities},
     )
-
-
-def _borrowed(card: Card, known: Mapping[str, ExpertRecord]) -> Card:
-    """The card whose engine answers: its own, or the one at the end of those that it borrows from."""
-    lender = known.get(card.borrowed_engine or "")
-    return _borrowed(lender.card, known) if lender is not None and lender.name != card.name else card
 
 
 def _window(card: Card) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collegium.router.decision import Candidate, Needs, NoExpertError, Policy, decide, quality, stay
+from collegium.router.decision import Candidate, Needs, NoExpertError, Policy, bars, decide, quality, stay
 from collegium.router.posterior import Posterior
 from collegium.router.skills import Skill, candidate, effective_skills
 from hypothesis import given
@@ -37,8 +37,8 @@ def test_cost_weight_moves_the_choice() -> None:
 
 def test_unproved_skill_counts_at_most_as_the_generalists() -> None:
     boaster = Candidate("boaster", dict.fromkeys(LABELS, 1.0), admitted=frozenset({"math"}))
-    assert quality(boaster, MATH, [GENERALIST]) == pytest.approx(0.1 * 0.4 + 0.2 * 0.6 + 0.7 * 1.0)
-    assert quality(boaster, MATH) == pytest.approx(1.0)
+    assert quality(boaster, MATH, bars(MATH, [GENERALIST])) == pytest.approx(0.1 * 0.4 + 0.2 * 0.6 + 0.7 * 1.0)
+    assert quality(boaster, MATH, bars(MATH, [])) == pytest.approx(1.0)
 
 
 def test_unsure_prompt_goes_to_the_generalist() -> None:
